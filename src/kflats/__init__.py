@@ -1,0 +1,103 @@
+"""kflats: small embedding layers by projective clustering.
+
+The token table of a text model is a third to two thirds of its parameters. kflats finds several
+subspaces that the rows of the table lie near, and replaces the table by small factors::
+
+    import kflats
+
+    report = kflats.compress_(model, kflats.CompressionConfig(compression=0.4))
+    kflats.save(model, "small-model", report=report)
+    model = kflats.load("small-model")
+
+It implements Maalouf, Lang, Rus, Feldman, "Deep Learning Meets Projective Clustering", ICLR 2021.
+
+The names below are imported when they are first used, so that ``import kflats`` and
+``kflats --help`` do not wait for torch and scikit-learn.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kflats.budget import Budget, FactorShape
+    from kflats.clustering import FitProgress, ProjectiveClustering
+    from kflats.compress import compress_
+    from kflats.config import CompressionConfig
+    from kflats.errors import (
+        BudgetError,
+        CheckpointError,
+        InputError,
+        KflatsError,
+        MissingExtraError,
+        UnsupportedModelError,
+    )
+    from kflats.factorization import Factorization
+    from kflats.layers import FactorizedEmbedding
+    from kflats.linalg import relative_error
+    from kflats.report import CompressionReport, TableReport
+    from kflats.search import choose_n_clusters
+    from kflats.storage import load, save
+    from kflats.weights import token_weights
+
+__version__ = version("kflats")
+
+__all__ = [
+    "Budget",
+    "BudgetError",
+    "CheckpointError",
+    "CompressionConfig",
+    "CompressionReport",
+    "FactorShape",
+    "Factorization",
+    "FactorizedEmbedding",
+    "FitProgress",
+    "InputError",
+    "KflatsError",
+    "MissingExtraError",
+    "ProjectiveClustering",
+    "TableReport",
+    "UnsupportedModelError",
+    "choose_n_clusters",
+    "compress_",
+    "load",
+    "relative_error",
+    "save",
+    "token_weights",
+]
+
+_HOMES = {
+    "budget": ("Budget", "FactorShape"),
+    "clustering": ("FitProgress", "ProjectiveClustering"),
+    "compress": ("compress_",),
+    "config": ("CompressionConfig",),
+    "errors": (
+        "BudgetError",
+        "CheckpointError",
+        "InputError",
+        "KflatsError",
+        "MissingExtraError",
+        "UnsupportedModelError",
+    ),
+    "factorization": ("Factorization",),
+    "layers": ("FactorizedEmbedding",),
+    "linalg": ("relative_error",),
+    "storage": ("load", "save"),
+    "report": ("CompressionReport", "TableReport"),
+    "search": ("choose_n_clusters",),
+    "weights": ("token_weights",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'kflats' has no attribute {name!r}")
+    value = getattr(import_module(f"kflats.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
