@@ -1,0 +1,374 @@
+"""ProjectiveClustering: k subspaces for the rows of a matrix, as a scikit-learn estimator."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    ClusterMixin,
+    TransformerMixin,
+)
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from kflats.clustering import arrays
+from kflats.clustering.arrays import Array
+from kflats.clustering.lloyd import assign
+from kflats.clustering.rows import Rows
+from kflats.clustering.runs import FitProgress, Plan, Run, best_run
+from kflats.errors import InputError
+from kflats.linalg import by_cluster
+
+
+class ProjectiveClustering(
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator
+):
+    """Cluster rows around ``n_clusters`` subspaces of dimension ``rank``.
+
+    Minimises the sum over rows of the squared distance to the *nearest* subspace (the paper's
+    section 2). Alternates two steps: every row joins its nearest subspace; every subspace is
+    refitted to its rows, as the span of the leading eigenvectors of their second moments.
+
+    Parameters
+    ----------
+    n_clusters : int, default=8
+        Number of subspaces (``k`` in the paper).
+    rank : int, default=1
+        Dimension of each subspace (``j`` in the paper), at most ``n_features``.
+    init : {'grown', 'spherical', 'random'} or array of shape (n_samples,), default='grown'
+        First partition. 'random' is the paper's. 'spherical' is k-means of the directions of the
+        rows. 'grown' goes on from it with subspaces of an eighth, a quarter and half of ``rank``.
+        An array gives the labels, ``0 ... n_clusters - 1``.
+    n_init : int or 'auto', default='auto'
+        Number of starts; the one with the lowest inertia is kept. 'auto' is 10 for 'random'
+        and 1 otherwise.
+    max_iter : int, default=100
+        Most fits of the subspaces per start, the first included.
+    tol : float, default=2e-3
+        Stop when a step lowers the inertia by at most this fraction of it. 0 goes on until
+        nothing changes.
+    affine : bool, default=False
+        Fit flats with a mean each instead of subspaces through the origin (section 2.1).
+    assignment : {'leave_one_out', 'nearest'}, default='leave_one_out'
+        'nearest' is the paper's rule. 'leave_one_out' first moves rows by their distance to the
+        subspaces fitted without them, which escapes poor optima, then uses 'nearest'.
+    random_state : int, RandomState or None, default=None
+        Seed of the starts. Equal seeds give equal results on one device.
+    device : str, torch.device or None, default=None
+        Where to compute, for instance 'cuda'. None means where the data are.
+    dtype : {'float32', 'float64'}, torch.dtype or None, default=None
+        Working type. None means float64 for float64 input and float32 for everything else;
+        float16 and bfloat16 input is widened block by block.
+    callback : callable, default=None
+        Called with a :class:`FitProgress` after every refitting.
+
+    Attributes
+    ----------
+    labels_ : array of shape (n_samples,), int64
+        Index of the nearest subspace of every row.
+    bases_ : array of shape (n_clusters, rank, n_features)
+        Orthonormal rows, the direction of largest variance first.
+    means_ : array of shape (n_clusters, n_features) or None
+        A point of each flat; None unless ``affine``.
+    inertia_ : float
+        Weighted sum of the squared distances, in squared units of ``X``; from residuals,
+        accumulated in float64.
+    cluster_inertia_ : array of shape (n_clusters,), float64
+        Its share per cluster.
+    inertia_history_ : list of float
+        Inertia at the start and after every refitting of the best run; never rises.
+    n_iter_ : int
+        Fits of the subspaces in the best run, the first included.
+    n_features_in_ : int
+        Number of columns seen by ``fit``.
+    feature_names_in_ : ndarray of str
+        Column names, where ``X`` has them.
+
+    Notes
+    -----
+    Arrays come back as the kind that came in: NumPy arrays or torch tensors. A cluster with
+    fewer rows than ``rank`` gets its basis completed to ``rank`` orthonormal rows. An empty
+    cluster takes the rows that lie farthest from their subspaces; where all rows lie on theirs
+    it stays empty, with a ``ConvergenceWarning``. Rows of zeros lie on every subspace and belong
+    to the first. ``transform`` gives coefficients, not the distances that
+    :class:`sklearn.cluster.KMeans` gives.
+
+    References
+    ----------
+    Maalouf, Lang, Rus, Feldman. "Deep Learning Meets Projective Clustering". ICLR 2021.
+    Deviations (start, leave-one-out rule, stopping) are listed in ``docs/method.md``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
+    >>> model = ProjectiveClustering(n_clusters=2, rank=1, random_state=0).fit(X)
+    >>> bool(model.labels_[0] == model.labels_[1] != model.labels_[2])
+    True
+    >>> np.allclose(model.inverse_transform(model.transform(X), model.labels_), X)
+    True
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "n_clusters": [Interval(Integral, 1, None, closed="left")],
+        "rank": [Interval(Integral, 1, None, closed="left")],
+        "init": [StrOptions({"grown", "spherical", "random"}), "array-like", Tensor],
+        "n_init": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "affine": ["boolean"],
+        "assignment": [StrOptions({"leave_one_out", "nearest"})],
+        "random_state": ["random_state"],
+        "device": [str, torch.device, None],
+        "dtype": [str, torch.dtype, None],
+        "callback": [callable, None],
+    }
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        rank: int = 1,
+        init: str | Array = "grown",
+        n_init: int | str = "auto",
+        max_iter: int = 100,
+        tol: float = 2e-3,
+        affine: bool = False,
+        assignment: str = "leave_one_out",
+        random_state: int | np.random.RandomState | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        callback: Callable[[FitProgress], None] | None = None,
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.rank = rank
+        self.init = init
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.affine = affine
+        self.assignment = assignment
+        self.random_state = random_state
+        self.device = device
+        self.dtype = dtype
+        self.callback = callback
+
+    def fit(self, X: Array, y: None = None, sample_weight: Array | None = None) -> Self:  # noqa: ARG002
+        """Find the subspaces.
+
+        Parameters
+        ----------
+        X : array or tensor of shape (n_samples, n_features)
+            Finite values of any floating type; integers are converted.
+        y : None
+            Ignored; present for pipelines.
+        sample_weight : array or tensor of shape (n_samples,), optional
+            Non-negative weights of the squared distances; None means 1 each.
+
+        Returns
+        -------
+        ProjectiveClustering
+            This estimator.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of range, ``X`` is not a finite matrix, ``rank`` exceeds
+            ``n_features``, or there are fewer rows than clusters.
+        """
+        self._validate_params()
+        table = self._table(X, reset=True)
+        rows = self._rows(table, sample_weight)
+        best = best_run(rows, self._plan(rows), check_random_state(self.random_state))
+        self._keep(best, rows, X)
+        return self
+
+    def predict(self, X: Array) -> Array:
+        """Return the index of the nearest subspace of every row, shape (n_samples,), int64."""
+        check_is_fitted(self)
+        rows = self._fitted_rows(self._table(X, reset=False))
+        return arrays.like(assign(rows, self._flats)[0], X)
+
+    def transform(self, X: Array) -> Array:
+        """Return every row's coefficients in the basis of its nearest subspace.
+
+        Parameters
+        ----------
+        X : array or tensor of shape (n_samples, n_features)
+            Rows in the space of the fitted data.
+
+        Returns
+        -------
+        array or tensor of shape (n_samples, rank)
+            ``(x - mean) @ basis.T`` in the working dtype. The label that each row belongs to is
+            what :meth:`predict` returns.
+        """
+        check_is_fitted(self)
+        rows = self._fitted_rows(self._table(X, reset=False))
+        labels = assign(rows, self._flats)[0]
+        bases, means = self._bases_and_means(rows)
+        result = torch.empty(len(rows), self.rank, dtype=rows.dtype, device=labels.device)
+        for block in rows.blocks(rows.n_features + self.rank):
+            data = rows.table[block].to(rows.dtype)
+            out = result[block]
+            for cluster, positions in by_cluster(labels[block], len(bases)):
+                members = data[positions]
+                if means is not None:
+                    members = members - means[cluster]
+                out[positions] = members @ bases[cluster].T
+        return arrays.like(result, X)
+
+    def inverse_transform(self, X: Array, labels: Array | None = None) -> Array:
+        """Return rows from coefficients.
+
+        Parameters
+        ----------
+        X : array or tensor of shape (n_samples, rank)
+            Coefficients, as from :meth:`transform`.
+        labels : array or tensor of shape (n_samples,), optional
+            Subspace of every row, as from :meth:`predict`. May be left out only where there is
+            one cluster.
+
+        Returns
+        -------
+        array or tensor of shape (n_samples, n_features)
+            Points of the subspaces.
+
+        Raises
+        ------
+        ValueError
+            If ``labels`` are missing, or shapes or label values do not fit.
+        """
+        check_is_fitted(self)
+        coefficients = arrays.check_matrix(arrays.as_tensor(X))
+        dtype = arrays.choose_dtype(self.dtype, coefficients.dtype)
+        coefficients = coefficients.to(dtype)
+        index = self._check_labels(coefficients, labels)
+        bases = arrays.as_tensor(self.bases_).to(coefficients)
+        result = coefficients.new_empty(len(index), bases.shape[2])
+        for cluster, positions in by_cluster(index, len(bases)):
+            result[positions] = coefficients[positions] @ bases[cluster]
+        if self.means_ is not None:
+            result += arrays.as_tensor(self.means_).to(coefficients)[index]
+        return arrays.like(result, X)
+
+    def score(self, X: Array, y: None = None, sample_weight: Array | None = None) -> float:  # noqa: ARG002
+        """Return minus the inertia of ``X``: the larger, the better the subspaces fit."""
+        check_is_fitted(self)
+        rows = self._fitted_rows(self._table(X, reset=False), sample_weight)
+        return -Run.of(rows, assign(rows, self._flats)[0], self._flats, []).inertia
+
+    def _plan(self, rows: Rows) -> Plan:
+        if self.rank > rows.n_features:
+            raise InputError(
+                f"rank={self.rank} must be between 1 and n_features={rows.n_features}."
+            )
+        if len(rows) < self.n_clusters:
+            raise InputError(f"n_samples={len(rows)} should be >= n_clusters={self.n_clusters}.")
+        init, n_init = self.init, 1
+        if not isinstance(init, str):
+            device = rows.table.device
+            init = arrays.check_labels(init, len(rows), self.n_clusters, device, "init")
+        elif init == "random":
+            n_init = 10
+        return Plan(
+            n_clusters=self.n_clusters,
+            rank=self.rank,
+            init=init,
+            n_init=n_init if self.n_init == "auto" else int(self.n_init),
+            max_iter=self.max_iter,
+            tol=self.tol,
+            affine=self.affine,
+            leave_one_out=self.assignment == "leave_one_out",
+            callback=self.callback,
+        )
+
+    def _check_labels(self, coefficients: Tensor, labels: Array | None) -> Tensor:
+        n_clusters, rank, _ = self.bases_.shape
+        if coefficients.shape[1] != rank:
+            raise InputError(
+                f"X has shape {tuple(coefficients.shape)}; coefficients have {rank} columns."
+            )
+        if labels is None:
+            if n_clusters > 1:
+                raise InputError(
+                    f"labels are needed to place coefficients in one of {n_clusters} subspaces: "
+                    "pass labels=model.predict(X)."
+                )
+            labels = torch.zeros(len(coefficients), dtype=torch.int64)
+        device = coefficients.device
+        return arrays.check_labels(labels, len(coefficients), n_clusters, device, "labels")
+
+    def _table(self, X: Array, *, reset: bool) -> Tensor:
+        """Validate ``X`` and return it as a tensor where it is."""
+        if not isinstance(X, Tensor):
+            return arrays.as_tensor(validate_data(self, X, reset=reset, dtype=arrays.FLOATS))
+        table = arrays.check_matrix(X.detach())
+        if reset:
+            self.n_features_in_ = table.shape[1]
+        elif table.shape[1] != self.n_features_in_:
+            raise InputError(
+                f"X has {table.shape[1]} features, but ProjectiveClustering was fitted with "
+                f"{self.n_features_in_}."
+            )
+        return table
+
+    def _rows(self, table: Tensor, sample_weight: Array | None) -> Rows:
+        dtype = arrays.choose_dtype(self.dtype, table.dtype)
+        table = table.to(arrays.choose_device(self.device, table.device))
+        weights = None
+        if sample_weight is not None:
+            weights = arrays.check_weights(sample_weight, len(table), table.device, dtype)
+        return Rows.of(table, weights, dtype, self.affine)
+
+    def _fitted_rows(self, table: Tensor, sample_weight: Array | None = None) -> Rows:
+        flats, shift = self._flats, self._shift
+        table = table.to(flats.eigenvectors.device)
+        dtype = flats.eigenvectors.dtype
+        weights = None
+        if sample_weight is not None:
+            weights = arrays.check_weights(sample_weight, len(table), table.device, dtype)
+        return Rows(table, weights, dtype, shift)
+
+    def _bases_and_means(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        bases = arrays.as_tensor(self.bases_).to(rows.table.device, rows.dtype)
+        if self.means_ is None:
+            return bases, None
+        return bases, arrays.as_tensor(self.means_).to(rows.table.device, rows.dtype)
+
+    def _keep(self, best: Run, rows: Rows, X: Array) -> None:
+        self._flats, self._shift = best.flats, rows.shift
+        self.labels_ = arrays.like(best.labels, X)
+        self.bases_ = arrays.like(best.flats.bases, X)
+        means = best.flats.means
+        if means is not None and rows.shift is not None:
+            means = means + rows.shift
+        self.means_ = None if means is None else arrays.like(means, X)
+        self.cluster_inertia_ = arrays.like(best.cluster_inertia, X)
+        self.inertia_ = best.inertia
+        self.inertia_history_ = best.history
+        self.n_iter_ = len(best.history)
+        self._n_features_out = self.rank
+        n_empty = int((torch.bincount(best.labels, minlength=self.n_clusters) == 0).sum())
+        if n_empty:
+            warnings.warn(
+                f"{n_empty} of n_clusters={self.n_clusters} clusters are empty: the other "
+                "subspaces already hold every row. Fewer clusters or a smaller rank do as well.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags

@@ -1,0 +1,146 @@
+"""Pure tensor functions on tables: row blocks, moments, eigenvectors, errors.
+
+Every pass over a table goes through :func:`row_blocks`, so that the working memory stays a few
+tens of megabytes whatever the number of rows, and half-precision tables are widened block by
+block instead of as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from kflats.errors import InputError
+
+_BLOCK_ELEMENTS = 1 << 21
+
+
+def row_blocks(n_rows: int, width: int) -> Iterator[slice]:
+    """Yield slices that cover ``n_rows`` rows in blocks of about four million numbers.
+
+    Parameters
+    ----------
+    n_rows : int
+        Number of rows to cover.
+    width : int
+        Numbers that the caller holds per row while it works on a block.
+    """
+    step = max(256, _BLOCK_ELEMENTS // max(1, width))
+    for begin in range(0, n_rows, step):
+        yield slice(begin, min(begin + step, n_rows))
+
+
+def by_cluster(labels: Tensor, n_clusters: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield ``(cluster, positions)`` for each cluster that occurs in ``labels``."""
+    order = torch.argsort(labels, stable=True)
+    counts = torch.bincount(labels, minlength=n_clusters).tolist()
+    for cluster, positions in enumerate(order.split(counts)):
+        if len(positions):
+            yield cluster, positions
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype to compute in: float64 stays, everything else becomes float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def first_nonfinite_row(table: Tensor) -> int | None:
+    """Return the index of the first row with a NaN or an infinity, or None."""
+    for block in row_blocks(table.shape[0], table.shape[1]):
+        finite = torch.isfinite(table[block]).all(dim=1)
+        if not bool(finite.all()):
+            return int(block.start + torch.argmin(finite.to(torch.uint8)))
+    return None
+
+
+def check_table(table: Tensor, name: str = "table") -> None:
+    """Raise :class:`InputError` unless ``table`` is a finite, non-empty floating matrix."""
+    if table.ndim != 2 or 0 in table.shape:
+        raise InputError(
+            f"{name} has shape {tuple(table.shape)}; a matrix of shape (rows, columns) with at "
+            "least one of each is needed."
+        )
+    if not table.is_floating_point():
+        raise InputError(
+            f"{name} has dtype {table.dtype}; a floating dtype is needed: call .float() first."
+        )
+    row = first_nonfinite_row(table)
+    if row is not None:
+        raise InputError(
+            f"{name} holds NaN or infinity, first in row {row}; all values must be finite: "
+            "repair or drop that row."
+        )
+
+
+def weighted_mean(table: Tensor, weights: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return the (weighted) mean row, shape (columns,), accumulated in float64."""
+    total = torch.zeros(table.shape[1], dtype=torch.float64, device=table.device)
+    for block in row_blocks(*table.shape):
+        rows = table[block].to(torch.float64)
+        total += rows.sum(0) if weights is None else weights[block].to(torch.float64) @ rows
+    mass = table.shape[0] if weights is None else weights.sum(dtype=torch.float64)
+    return (total / mass).to(dtype)
+
+
+def squared_norm(table: Tensor, weights: Tensor | None = None) -> float:
+    """Return the (weighted) sum of all squared entries, accumulated in float64."""
+    total = 0.0
+    for block in row_blocks(*table.shape):
+        norms = table[block].to(torch.float64).square().sum(1)
+        if weights is not None:
+            norms *= weights[block]
+        total += float(norms.sum())
+    return total
+
+
+def eigh_ascending(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigen-decompose symmetric matrices one by one, with reproducible signs.
+
+    Parameters
+    ----------
+    moments : Tensor of shape (k, d, d)
+        Symmetric, positive semi-definite up to rounding.
+
+    Returns
+    -------
+    eigenvalues : Tensor of shape (k, d)
+        Ascending; rounding below zero is cut off.
+    eigenvectors : Tensor of shape (k, d, d)
+        Columns; in each the entry of largest magnitude is positive.
+    """
+    values = torch.empty(moments.shape[:2], dtype=moments.dtype, device=moments.device)
+    vectors = torch.empty_like(moments)
+    for index, moment in enumerate(moments):
+        values[index], columns = torch.linalg.eigh(moment)
+        peaks = columns.gather(0, columns.abs().argmax(0, keepdim=True))
+        vectors[index] = columns * torch.where(peaks < 0, -1.0, 1.0).to(columns.dtype)
+    return values.clamp_min_(0.0), vectors
+
+
+def relative_error(table: Tensor, approximation: Tensor) -> float:
+    """Return ``||A - B||_F / ||A||_F`` (not squared), accumulated in float64.
+
+    Raises
+    ------
+    InputError
+        If the shapes differ.
+
+    Examples
+    --------
+    >>> import torch
+    >>> relative_error(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 0.0]]))
+    0.8
+    """
+    if table.shape != approximation.shape:
+        raise InputError(
+            f"shapes differ: {tuple(table.shape)} and {tuple(approximation.shape)}; "
+            "give two matrices of one shape."
+        )
+    error = 0.0
+    for block in row_blocks(*table.shape):
+        difference = table[block].to(torch.float64) - approximation[block].to(torch.float64)
+        error += float(difference.square_().sum())
+    norm = squared_norm(table)
+    return (error / norm) ** 0.5 if norm else float(error > 0)
