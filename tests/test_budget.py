@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kflats import Budget, BudgetError, FactorShape, InputError
+from kflats.budget import label_dtype
+
+SIZES: dict[str, Any] = {"num_embeddings": 30522, "embedding_dim": 384}
+
+
+def test_counts_by_hand() -> None:
+    shape = FactorShape(num_embeddings=10, embedding_dim=4, n_clusters=2, rank=3)
+    assert shape.num_parameters == 10 * 3 + 2 * 3 * 4
+    assert shape.num_bytes(torch.float16) == 2 * 54 + 10
+    assert shape.compression == 1 - 54 / 40
+    full = FactorShape(
+        num_embeddings=10, embedding_dim=4, n_clusters=2, rank=3, affine=True, n_exact=3
+    )
+    assert full.num_parameters == 54 + 2 * 4 + 3 * 4
+    assert full.num_bytes(torch.float32) == 4 * 74 + 10 + 3 * 4
+
+
+def test_one_cluster_is_the_svd_formula() -> None:
+    shape = FactorShape(**SIZES, n_clusters=1, rank=227)
+    assert shape.num_parameters == 227 * (30522 + 384)
+    assert shape.num_bytes(torch.float32) == 4 * shape.num_parameters
+
+
+@pytest.mark.parametrize(
+    ("n_clusters", "dtype"),
+    [(1, None), (2, torch.uint8), (256, torch.uint8), (257, torch.int16), (40000, torch.int32)],
+)
+def test_labels_take_the_smallest_type(n_clusters: int, dtype: torch.dtype | None) -> None:
+    assert label_dtype(n_clusters) == dtype
+
+
+def test_figures_of_the_paper_setting() -> None:
+    assert Budget(compression=0.4).shape(30522, 384, n_clusters=5).rank == 216
+    assert Budget(compression=0.4).shape(30522, 384, n_clusters=1).rank == 227
+    assert Budget(compression=0.45).shape(50265, 768, n_clusters=5).rank == 392
+
+
+@given(
+    n=st.integers(2, 5000),
+    d=st.integers(2, 200),
+    k=st.integers(1, 40),
+    compression=st.floats(0.01, 0.99),
+    affine=st.booleans(),
+)
+def test_largest_rank_within_a_compression(
+    n: int, d: int, k: int, compression: float, affine: bool
+) -> None:
+    allowed = (1 - compression) * n * d
+    sizes: dict[str, Any] = {
+        "num_embeddings": n,
+        "embedding_dim": d,
+        "n_clusters": k,
+        "affine": affine,
+    }
+    try:
+        shape = Budget(compression=compression).shape(n, d, n_clusters=k, affine=affine)
+    except BudgetError:
+        assert FactorShape(rank=1, **sizes).num_parameters > allowed
+        return
+    assert shape.num_parameters <= allowed * (1 + 1e-12)
+    if shape.rank < d:
+        assert FactorShape(rank=shape.rank + 1, **sizes).num_parameters > allowed * (1 - 1e-12)
+
+
+@given(num_bytes=st.integers(1, 200_000), k=st.integers(1, 300), half=st.booleans())
+def test_largest_rank_within_bytes(num_bytes: int, k: int, half: bool) -> None:
+    dtype = torch.float16 if half else torch.float32
+    smallest = FactorShape(num_embeddings=500, embedding_dim=32, n_clusters=k, rank=1, n_exact=2)
+    budget = Budget(num_bytes=num_bytes)
+    if smallest.num_bytes(dtype) > num_bytes:
+        with pytest.raises(BudgetError, match=f"{num_bytes} bytes cannot be met"):
+            budget.shape(500, 32, n_clusters=k, n_exact=2, dtype=dtype)
+        return
+    shape = budget.shape(500, 32, n_clusters=k, n_exact=2, dtype=dtype)
+    assert shape.num_bytes(dtype) <= num_bytes
+    if shape.rank < 32:
+        bigger = FactorShape(**{**shape.to_dict(), "rank": shape.rank + 1})
+        assert bigger.num_bytes(dtype) > num_bytes
+
+
+def test_budget_no_rank_can_meet_says_what_it_takes() -> None:
+    with pytest.raises(BudgetError, match=r"rank 1 already takes 49722 parameters"):
+        Budget(num_bytes=1000).shape(30522, 384, n_clusters=50)
+
+
+@pytest.mark.parametrize(
+    ("given_sizes", "message"),
+    [
+        ({}, "got no size"),
+        ({"compression": 0.4, "rank": 3}, "got compression and rank"),
+        ({"compression": 0.0}, "compression=0.0 must be between 0 and 1"),
+        ({"compression": 1.0}, "compression=1.0 must be between 0 and 1"),
+        ({"num_bytes": 0}, "num_bytes=0 must be at least 1"),
+        ({"rank": 0}, "rank=0 must be at least 1"),
+    ],
+)
+def test_budgets_that_say_nothing_are_refused(given_sizes: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Budget(**given_sizes)
+
+
+def test_fixed_rank_above_the_columns_is_refused() -> None:
+    with pytest.raises(InputError, match="rank=385 must be between 1 and embedding_dim=384"):
+        Budget(rank=385).shape(30522, 384, n_clusters=2)
+
+
+def test_shape_survives_json_and_refuses_unknown_fields() -> None:
+    shape = FactorShape(**SIZES, n_clusters=3, rank=7, affine=True, n_exact=2)
+    assert FactorShape.from_dict(shape.to_dict()) == shape
+    with pytest.raises(InputError, match="colour"):
+        FactorShape.from_dict({**shape.to_dict(), "colour": 1})
