@@ -1,0 +1,89 @@
+"""What to do to a table: one frozen description, checked when it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from kflats.budget import Budget
+from kflats.errors import InputError
+
+METHODS = ("projective", "messi", "svd")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CompressionConfig:
+    """How :func:`kflats.compress_` makes a table small.
+
+    Exactly one of ``compression``, ``target_bytes`` and ``rank`` sets the size.
+
+    Parameters
+    ----------
+    compression : float, optional
+        Fraction of the table's parameters to remove, between 0 and 1, both excluded.
+    target_bytes : int, optional
+        Most bytes of the factorised table on disk.
+    rank : int, optional
+        Dimension of the subspaces.
+    method : {'projective', 'messi', 'svd'}, default='projective'
+        'projective' finds ``n_clusters`` subspaces from the best known start. 'messi' is the
+        paper's own procedure: ten random starts, plain alternation. 'svd' is one subspace.
+    n_clusters : int, optional
+        Number of subspaces; None tries several and keeps the one of least error.
+    affine : bool, default=False
+        Whether each subspace has a mean.
+    exact_ids : tuple of int, default=()
+        Rows to keep as they are, for instance the special tokens.
+    sample_weight : Tensor of shape (num_embeddings,), optional
+        Weights of the squared errors of the rows.
+    modules : tuple of str, optional
+        Names of the embeddings to compress; None means the token table.
+    random_state : int, default=0
+        Seed.
+    device : str, optional
+        Where to compute; None means where the table is.
+    options : dict, optional
+        Further parameters of :class:`kflats.ProjectiveClustering`.
+
+    Examples
+    --------
+    >>> CompressionConfig(compression=0.4, n_clusters=5).budget
+    Budget(compression=0.4, num_bytes=None, rank=None)
+    """
+
+    compression: float | None = None
+    target_bytes: int | None = None
+    rank: int | None = None
+    method: str = "projective"
+    n_clusters: int | None = None
+    affine: bool = False
+    exact_ids: tuple[int, ...] = ()
+    sample_weight: Tensor | None = None
+    modules: tuple[str, ...] | None = None
+    random_state: int = 0
+    device: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.budget  # noqa: B018  checks the size
+        if self.method not in METHODS:
+            raise InputError(f"method={self.method!r} must be one of {METHODS}.")
+        if self.n_clusters is not None and self.n_clusters < 1:
+            raise InputError(f"n_clusters={self.n_clusters} must be at least 1.")
+        if self.method == "svd" and self.n_clusters not in (None, 1):
+            raise InputError(
+                f"method='svd' has one subspace, got n_clusters={self.n_clusters}: leave it out, "
+                "or use method='projective'."
+            )
+        if self.rank is not None and self.method != "svd" and self.n_clusters is None:
+            raise InputError(
+                f"rank={self.rank} needs n_clusters too; with a compression or a target size the "
+                "number of clusters can be chosen automatically."
+            )
+
+    @property
+    def budget(self) -> Budget:
+        """The size as a :class:`kflats.Budget`."""
+        return Budget(compression=self.compression, num_bytes=self.target_bytes, rank=self.rank)
