@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import kflats
+from kflats import CheckpointError, CompressionConfig, FactorizedEmbedding, InputError
+from tests.conftest import spectral_table, tiny_bert
+from tests.test_tables import TwoTables
+
+CONFIG = CompressionConfig(compression=0.4, n_clusters=2, exact_ids=(0, 3))
+
+
+def plain_model() -> nn.Sequential:
+    embedding = nn.Embedding.from_pretrained(spectral_table(), freeze=False, padding_idx=2)
+    return nn.Sequential(embedding, nn.Linear(24, 3))
+
+
+def tensor_bytes(path: Path) -> int:
+    return sum(t.numel() * t.element_size() for t in load_file(path).values())
+
+
+def saved_bert(folder: Path) -> tuple[Any, kflats.CompressionReport]:
+    model = tiny_bert()
+    report = kflats.compress_(model, CONFIG)
+    kflats.save(model, folder, report=report)
+    return model, report
+
+
+def test_transformers_round_trip_is_identical(tmp_path: Path) -> None:
+    model, _ = saved_bert(tmp_path / "out")
+    loaded = kflats.load(tmp_path / "out")
+    ids = torch.randint(0, 200, (2, 9))
+    assert torch.equal(loaded(ids).last_hidden_state, model(ids).last_hidden_state)
+    assert type(loaded.get_input_embeddings()) is FactorizedEmbedding
+    assert not loaded.training
+
+
+def test_file_has_the_bytes_of_the_report(tmp_path: Path) -> None:
+    _, report = saved_bert(tmp_path / "out")
+    dense = tiny_bert()
+    dense.save_pretrained(tmp_path / "dense")
+    saved = tensor_bytes(tmp_path / "out" / "model.safetensors")
+    full = tensor_bytes(tmp_path / "dense" / "model.safetensors")
+    (table,) = report.tables
+    assert (saved, full) == (report.model_bytes_after, report.model_bytes_before)
+    assert full - saved == table.bytes_before - table.bytes_after
+    kept = json.loads((tmp_path / "out" / "kflats_report.json").read_text())
+    assert kept == report.to_dict()
+
+
+def test_second_save_writes_the_same_tensors(tmp_path: Path) -> None:
+    saved_bert(tmp_path / "one")
+    kflats.save(kflats.load(tmp_path / "one"), tmp_path / "two")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_checkpoint_of_the_base_loads_into_a_task_model_and_back(tmp_path: Path) -> None:
+    import transformers
+
+    saved_bert(tmp_path / "base")
+    task = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "base")
+    task.save_pretrained(tmp_path / "task")
+    base = transformers.BertModel.from_pretrained(tmp_path / "task", add_pooling_layer=True)
+    ids = torch.randint(0, 200, (2, 9))
+    first = kflats.load(tmp_path / "base")(ids).last_hidden_state
+    assert torch.equal(base.eval()(ids).last_hidden_state, first)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("BartModel", {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1,
+                       "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+                       "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "scale_embedding": True}),
+        ("T5Model", {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}),
+        ("Gemma3TextModel", {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                             "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 32}),
+    ],
+    ids=["shared and scaled", "shared", "scaled"],
+)  # fmt: skip
+def test_shared_and_scaled_tables_round_trip(
+    tmp_path: Path, kind: str, settings: dict[str, Any]
+) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    model_class = getattr(transformers, kind)
+    model = model_class(model_class.config_class(vocab_size=200, **settings)).eval()
+    ids = torch.randint(3, 200, (2, 9))
+    inputs = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    report = kflats.compress_(model, CONFIG)
+    kflats.save(model, tmp_path / "out")
+    loaded = kflats.load(tmp_path / "out")
+    assert torch.equal(loaded(ids, **inputs)[0], model(ids, **inputs)[0])
+    assert tensor_bytes(tmp_path / "out" / "model.safetensors") == report.model_bytes_after
+    assert loaded.get_input_embeddings().scale == model.get_input_embeddings().scale
+
+
+def test_plain_module_round_trip_on_meta_never_holds_the_table(tmp_path: Path) -> None:
+    model = plain_model()
+    report = kflats.compress_(model, CONFIG)
+    kflats.save(model, tmp_path / "out")
+    with torch.device("meta"):
+        skeleton = nn.Sequential(nn.Embedding(400, 24), nn.Linear(24, 3))
+    loaded = kflats.load(tmp_path / "out", model=skeleton)
+    ids = torch.arange(400)
+    assert torch.equal(loaded(ids), model(ids))
+    assert loaded[0].padding_idx == 2
+    assert tensor_bytes(tmp_path / "out" / "model.safetensors") == report.model_bytes_after
+
+
+def test_plain_module_with_shared_table_round_trip(tmp_path: Path) -> None:
+    model = TwoTables()
+    model.places = nn.Embedding(50, 8)
+    model.places.weight = model.words.weight
+    kflats.compress_(model, CompressionConfig(rank=3, n_clusters=2, modules=("words",)))
+    kflats.save(model, tmp_path / "out")
+    fresh = TwoTables()
+    fresh.places = nn.Embedding(50, 8)
+    loaded = kflats.load(tmp_path / "out", model=fresh)
+    assert loaded.places.coefficients is loaded.words.coefficients
+    assert torch.equal(loaded.places(torch.arange(50)), model.words(torch.arange(50)))
+
+
+def test_dense_table_exists_on_meta_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved_bert(tmp_path / "out")
+    seen: list[tuple[tuple[int, ...], str]] = []
+    reset = nn.Embedding.reset_parameters
+
+    def watch(embedding: nn.Embedding) -> None:
+        seen.append((tuple(embedding.weight.shape), embedding.weight.device.type))
+        reset(embedding)
+
+    monkeypatch.setattr(nn.Embedding, "reset_parameters", watch)
+    kflats.load(tmp_path / "out")
+    assert ((200, 16), "meta") in seen
+    assert ((200, 16), "cpu") not in seen
+
+
+def test_plain_transformers_refuses_the_folder(tmp_path: Path) -> None:
+    saved_bert(tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    del config["quantization_config"]
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    import transformers
+
+    with pytest.raises(RuntimeError, match=r"word_embeddings\.weight|mismatch"):
+        transformers.BertModel.from_pretrained(tmp_path / "out")
+
+
+def test_existing_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("here")
+    with pytest.raises(CheckpointError, match="exists already"):
+        saved_bert(tmp_path / "out")
+    assert [p.name for p in tmp_path.rglob("*")] == ["out", "precious"]
+
+
+def test_interrupted_save_leaves_nothing(tmp_path: Path) -> None:
+    model = plain_model()
+    kflats.compress_(model, CONFIG)
+
+    def interrupt(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kflats.save(model, tmp_path / "out", extras=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_parent_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    model = plain_model()
+    kflats.compress_(model, CONFIG)
+    with pytest.raises(CheckpointError, match=r"cannot write to .*file"):
+        kflats.save(model, tmp_path / "file" / "out")
+
+
+def test_dense_model_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no factorised layer"):
+        kflats.save(tiny_bert(), tmp_path / "out")
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def drop_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["embeddings.word_embeddings.bases"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def bend_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = "embeddings.word_embeddings.labels"
+    tensors[name] = tensors[name][:7].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit_config(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        change(config["quantization_config"])
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, r"model\.safetensors is damaged or cut short"),
+        (drop_tensor, r"no tensor 'embeddings\.word_embeddings\.bases'"),
+        (bend_tensor, r"'embeddings\.word_embeddings\.labels' has shape \(7,\)"),
+        (
+            edit_config(lambda c: c.update(format_version=2)),
+            "format_version=2; this kflats",
+        ),
+        (edit_config(lambda c: c.pop("quant_method")), "describes no factorised layer"),
+    ],
+    ids=["truncated", "missing", "wrong shape", "newer version", "not ours"],
+)
+def test_damaged_folders_name_what_is_wrong(
+    tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    saved_bert(tmp_path / "out")
+    damage(tmp_path / "out")
+    with pytest.raises(CheckpointError, match=message):
+        kflats.load(tmp_path / "out")
+
+
+def test_unknown_field_is_refused(tmp_path: Path) -> None:
+    saved_bert(tmp_path / "out")
+    edit_config(lambda c: c.update(colour="blue"))(tmp_path / "out")
+    with pytest.raises(InputError, match=r"unknown fields .*colour"):
+        kflats.load(tmp_path / "out")
+
+
+def test_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere is not a folder"):
+        kflats.load(tmp_path / "nowhere")
+
+
+def test_other_plain_model_is_refused_and_unchanged(tmp_path: Path) -> None:
+    model = plain_model()
+    kflats.compress_(model, CONFIG)
+    kflats.save(model, tmp_path / "out")
+    with pytest.raises(InputError, match="pass model="):
+        kflats.load(tmp_path / "out")
+    other = nn.Sequential(nn.Embedding(400, 24), nn.Linear(24, 4))
+    with pytest.raises(CheckpointError, match=r"tensor '1\.bias' has shape \(3,\).*\(4,\)"):
+        kflats.load(tmp_path / "out", model=other)
+    assert type(other[0]) is nn.Embedding
+    with pytest.raises(CheckpointError, match=r"factorised table '0' of shape \(400, 24\)"):
+        kflats.load(tmp_path / "out", model=nn.Sequential(nn.Embedding(9, 4), nn.Linear(24, 3)))
+
+
+def test_sentence_transformer_round_trip(tmp_path: Path, minilm_path: str) -> None:
+    from kflats.models import open_sentence_model
+
+    encoder = open_sentence_model("minilm")
+    report = kflats.compress_(encoder, CompressionConfig(compression=0.4, n_clusters=2))
+    kflats.save(encoder, tmp_path / "out", report=report)
+    texts = ["The ferry leaves at seven.", "A boat departs early."]
+    loaded = kflats.load(tmp_path / "out", device="cpu")
+    assert (loaded.encode(texts) == encoder.encode(texts)).all()
+    dense = tensor_bytes(Path(minilm_path) / "model.safetensors")
+    saved = tensor_bytes(tmp_path / "out" / "model.safetensors")
+    assert saved == report.model_bytes_after
+    # The original file also holds the position ids, a buffer that transformers no longer saves.
+    assert dense - saved == report.model_bytes_before - report.model_bytes_after + 512 * 8
