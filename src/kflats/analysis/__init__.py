@@ -1,0 +1,1 @@
+"""Looking at a table before compressing it: spectrum, and error against size."""

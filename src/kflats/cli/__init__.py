@@ -1,0 +1,1 @@
+"""The ``kflats`` command: parsing and printing only."""

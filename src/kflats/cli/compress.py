@@ -1,0 +1,155 @@
+"""``kflats compress``: replace the token table of a model and save the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from kflats.cli.console import (
+    JsonOption,
+    ModelArgument,
+    emit,
+    errors,
+    fitting,
+    output,
+    parse_size,
+    quiet_libraries,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kflats.config import CompressionConfig
+
+
+def compress(
+    model: ModelArgument,
+    out: Annotated[
+        Path, typer.Option("--output", "-o", help="New folder to write.", show_default=False)
+    ],
+    compression: Annotated[
+        float | None,
+        typer.Option(help="Fraction of the table's parameters to remove, e.g. 0.4."),
+    ] = None,
+    target_size: Annotated[
+        str | None, typer.Option(help="Most bytes of the table on disk, e.g. 5MB.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Dimension of the subspaces; needs --clusters.")
+    ] = None,
+    clusters: Annotated[
+        int | None, typer.Option(help="Number of subspaces; chosen by trial if left out.")
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="projective (best known start), messi (the paper's own procedure) or svd."
+        ),
+    ] = "projective",
+    affine: Annotated[bool, typer.Option("--affine", help="Give every subspace a mean.")] = False,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Weight rows by token counts: a text file, or JSON of counts."),
+    ] = None,
+    keep_special: Annotated[
+        bool, typer.Option("--keep-special", help="Store the special tokens exactly.")
+    ] = False,
+    module: Annotated[
+        list[str] | None,
+        typer.Option(help="Embedding to compress instead of the token table; repeatable."),
+    ] = None,
+    base_model: Annotated[
+        bool, typer.Option("--base-model", help="Load the model without its head.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the clustering.")] = 0,
+    device: Annotated[str | None, typer.Option(help="Where to cluster, e.g. cuda.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Replace the embedding table of MODEL by small factors and save it to a new folder."""
+    from kflats.compress import compress_
+    from kflats.errors import CheckpointError
+    from kflats.models import open_model
+    from kflats.storage.folder import save
+
+    config = _config(
+        compression=compression,
+        target_bytes=None if target_size is None else parse_size(target_size),
+        rank=rank,
+        n_clusters=clusters,
+        method=method,
+        affine=affine,
+        modules=tuple(module) if module else None,
+        random_state=seed,
+        device=device,
+    )
+    if out.exists():
+        raise CheckpointError(f"{out} exists already; give a new folder or remove it first.")
+    quiet_libraries()
+    with errors.status("loading the model"):
+        opened = open_model(model, base_model=base_model)
+    config = _with_tokens(config, opened, model, weights, keep_special)
+    with fitting("clustering") as callback:
+        report = compress_(opened, config, callback=callback)
+    save(opened, out, report=report, extras=_tokenizer_saver(opened, model))
+    output.print(escape(str(report)), highlight=False, soft_wrap=True)
+    output.print(
+        f"saved to {escape(str(out))}; load it with kflats.load({str(out)!r})", highlight=False
+    )
+    emit({"output": str(out), **report.to_dict()}, json)
+
+
+def _config(**settings: Any) -> CompressionConfig:
+    """Return the checked config; a wrong setting is wrong usage."""
+    from kflats.config import CompressionConfig
+    from kflats.errors import InputError
+
+    try:
+        return CompressionConfig(**settings)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _with_tokens(
+    config: CompressionConfig,
+    opened: nn.Module,
+    name: str,
+    weights: Path | None,
+    keep_special: bool,
+) -> CompressionConfig:
+    """Add what needs the tokenizer: row weights and the ids of special tokens."""
+    if weights is None and not keep_special:
+        return config
+    from dataclasses import replace
+
+    from kflats.models import tokenizer_of
+    from kflats.tables import find_tables
+    from kflats.weights import token_weights
+
+    tokenizer = tokenizer_of(opened, name)
+    if keep_special:
+        config = replace(config, exact_ids=tuple(sorted(set(tokenizer.all_special_ids))))
+    if weights is not None:
+        rows = find_tables(opened, config.modules)[0].weight.shape[0]
+        with errors.status(f"counting tokens in {weights}"):
+            config = replace(config, sample_weight=token_weights(weights, tokenizer, rows))
+    return config
+
+
+def _tokenizer_saver(opened: nn.Module, name: str) -> Any:
+    """Return a function that adds the tokenizer to a folder, where the model does not itself."""
+    if hasattr(opened, "tokenizer"):
+        return None
+
+    def add(folder: Path) -> None:
+        from kflats.errors import CheckpointError
+        from kflats.models import tokenizer_of
+
+        try:
+            tokenizer_of(opened, name).save_pretrained(str(folder))
+        except CheckpointError:
+            errors.print(f"note: {escape(name)} has no tokenizer; none was saved.", highlight=False)
+
+    return add

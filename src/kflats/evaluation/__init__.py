@@ -1,0 +1,1 @@
+"""How much of a model's behaviour is left after compression."""

