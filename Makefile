@@ -22,7 +22,8 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 install: $(VENV)/.dev  ## Create .venv with everything for development
 
 demo: $(VENV)/.demo  ## Compress the real all-MiniLM-L6-v2 and show what it costs
-	$(BIN)/kflats demo
+	@rm -rf kflats-demo
+	$(BIN)/kflats demo -o kflats-demo
 
 test: $(VENV)/.dev  ## Run the tests (offline, CPU)
 	$(BIN)/pytest

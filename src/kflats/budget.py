@@ -196,11 +196,12 @@ class Budget:
             allowed = float(self.num_bytes or 0)
             spare, cost = allowed - smallest.num_bytes(dtype), dtype.itemsize
         if spare < 0:
+            remedy = "Use fewer clusters or a larger budget." if n_clusters > 1 else "Allow more."
             raise BudgetError(
                 f"{self} cannot be met by n_clusters={n_clusters} on a table of "
                 f"{num_embeddings} x {embedding_dim}: rank 1 already takes "
                 f"{smallest.num_parameters} parameters, {smallest.num_bytes(dtype)} bytes in "
-                f"{dtype}. Use fewer clusters or a larger budget."
+                f"{dtype}. {remedy}"
             )
         per_rank = (num_embeddings + n_clusters * embedding_dim) * cost
         return of_rank(rank=min(embedding_dim, 1 + int(spare // per_rank)))

@@ -70,6 +70,8 @@ class CompressionConfig:
         self.budget  # noqa: B018  checks the size
         if self.method not in METHODS:
             raise InputError(f"method={self.method!r} must be one of {METHODS}.")
+        if not 0 <= self.random_state < 2**32:
+            raise InputError(f"random_state={self.random_state} must be between 0 and 2**32 - 1.")
         if self.n_clusters is not None and self.n_clusters < 1:
             raise InputError(f"n_clusters={self.n_clusters} must be at least 1.")
         if self.method == "svd" and self.n_clusters not in (None, 1):

@@ -13,7 +13,7 @@ from kflats.budget import FactorShape
 from kflats.clustering import FitProgress, ProjectiveClustering
 from kflats.linalg import by_cluster, check_table, row_blocks, working_dtype
 
-PAPER = {"init": "random", "n_init": 10, "assignment": "nearest"}
+PAPER = {"init": "random", "n_init": 10, "assignment": "nearest", "tol": 0.0}
 """Options of :class:`ProjectiveClustering` that give the paper's own procedure."""
 
 

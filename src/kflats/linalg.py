@@ -49,7 +49,10 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 def first_nonfinite_row(table: Tensor) -> int | None:
     """Return the index of the first row with a NaN or an infinity, or None."""
     for block in row_blocks(table.shape[0], table.shape[1]):
-        finite = torch.isfinite(table[block]).all(dim=1)
+        rows = table[block]
+        if bool(torch.isfinite(rows.sum(dtype=working_dtype(rows.dtype)))):
+            continue  # a sum with a NaN or an infinity in it is not finite
+        finite = torch.isfinite(rows).all(dim=1)
         if not bool(finite.all()):
             return int(block.start + torch.argmin(finite.to(torch.uint8)))
     return None

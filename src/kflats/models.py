@@ -135,7 +135,11 @@ def tokenizer_of(model: nn.Module, name: str) -> Any:
 
     source = resolve(name)
     with _readable(source):
-        return AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        # What transformers makes up for a folder without tokenizer files.
+        raise CheckpointError(f"{name} has no tokenizer; save one into the folder.")
+    return tokenizer
 
 
 @contextmanager

@@ -54,16 +54,21 @@ def token_weights(
     path = Path(source)
     if not path.is_file():
         raise InputError(f"{path} is not a file; give a text file or a JSON file of counts.")
+    unknown = None
     try:
         if path.suffix == ".json":
             counts = _from_json(path, tokenizer, num_embeddings)
         else:
             counts = _from_text(path, tokenizer, num_embeddings)
+            unknown = getattr(tokenizer, "unk_token_id", None)
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not UTF-8 text: {error.reason} at byte {error.start}."
         ) from error
-    if not bool((counts > 0).any()):
+    known = counts.clone()
+    if unknown is not None and unknown < num_embeddings:
+        known[unknown] = 0.0
+    if not bool((known > 0).any()):
         raise InputError(f"{path} holds no token of the table; give text in its language.")
     return (counts + smoothing) ** power
 
@@ -111,7 +116,8 @@ def _from_json(path: Path, tokenizer: Any, num_embeddings: int) -> Tensor:
         raise InputError(f"{path} must hold an object of token counts or a list of counts.")
     result = torch.zeros(num_embeddings, dtype=torch.float64)
     for index, count in pairs:
-        if not isinstance(count, int | float) or count < 0 or index >= num_embeddings:
+        usable = isinstance(count, int | float) and 0 <= count < float("inf")
+        if not usable or index >= num_embeddings:
             raise InputError(
                 f"{path}: count {count!r} for id {index}; counts are numbers >= 0 for ids below "
                 f"{num_embeddings}."
@@ -123,6 +129,6 @@ def _from_json(path: Path, tokenizer: Any, num_embeddings: int) -> Tensor:
 def _index(key: str, vocabulary: dict[str, int], path: Path) -> int:
     if key in vocabulary:
         return vocabulary[key]
-    if key.isdigit():
+    if key.isascii() and key.isdigit():
         return int(key)
     raise InputError(f"{path} counts {key!r}, which is neither a token of the model nor an id.")

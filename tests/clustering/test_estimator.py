@@ -75,6 +75,15 @@ def test_one_affine_cluster_equals_principal_components(table: Tensor) -> None:
     torch.testing.assert_close(model.means_[0], shifted.mean(0), rtol=1e-5, atol=1e-4)
 
 
+def test_parallel_lines_are_two_flats() -> None:
+    t = torch.linspace(-1, 1, 20)
+    X = torch.cat([torch.stack([t, torch.full_like(t, y)], dim=1) for y in (5.0, -5.0)])
+    model = ProjectiveClustering(2, rank=1, affine=True, random_state=0).fit(X)
+    assert model.inertia_ <= 1e-5
+    assert len(set(model.labels_[:20].tolist())) == len(set(model.labels_[20:].tolist())) == 1
+    assert ProjectiveClustering(2, rank=1, random_state=0).fit(X).inertia_ > 0.1
+
+
 def test_full_rank_is_exact(table: Tensor) -> None:
     with pytest.warns(ConvergenceWarning, match="clusters are empty"):
         model = ProjectiveClustering(3, rank=24, random_state=0).fit(table)

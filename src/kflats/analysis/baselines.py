@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kflats.errors import InputError
 from kflats.linalg import check_table, row_blocks
 
 
@@ -48,8 +49,15 @@ def rounded(table: Tensor, bits: int) -> Baseline:
         Finite floating values.
     bits : int
         2 to 8.
+
+    Raises
+    ------
+    InputError
+        If ``bits`` is out of range or the table is not a finite matrix.
     """
     check_table(table)
+    if not 2 <= bits <= 8:
+        raise InputError(f"bits={bits} must be between 2 and 8.")
     largest = 2 ** (bits - 1) - 1
     result = torch.empty_like(table)
     for block in row_blocks(*table.shape):

@@ -70,7 +70,7 @@ def factorizations(
         Called with a title before every fit.
     """
     clusters = list(n_clusters)
-    for compression in compressions:
+    for compression in sorted(compressions):
         for k in clusters:
             try:
                 shape = Budget(compression=compression).shape(*table.shape, n_clusters=k)

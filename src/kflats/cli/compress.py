@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from kflats.cli.console import (
     JsonOption,
     ModelArgument,
+    SeedOption,
     emit,
     errors,
     fitting,
@@ -64,7 +64,7 @@ def compress(
     base_model: Annotated[
         bool, typer.Option("--base-model", help="Load the model without its head.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the clustering.")] = 0,
+    seed: SeedOption = 0,
     device: Annotated[str | None, typer.Option(help="Where to cluster, e.g. cuda.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -94,10 +94,8 @@ def compress(
     with fitting("clustering") as callback:
         report = compress_(opened, config, callback=callback)
     save(opened, out, report=report, extras=_tokenizer_saver(opened, model))
-    output.print(escape(str(report)), highlight=False, soft_wrap=True)
-    output.print(
-        f"saved to {escape(str(out))}; load it with kflats.load({str(out)!r})", highlight=False
-    )
+    text = f"{report}\nsaved to {out}; load it with kflats.load({str(out)!r})"
+    output.print(text, markup=False, highlight=False, soft_wrap=True)
     emit({"output": str(out), **report.to_dict()}, json)
 
 
@@ -133,7 +131,7 @@ def _with_tokens(
         config = replace(config, exact_ids=tuple(sorted(set(tokenizer.all_special_ids))))
     if weights is not None:
         rows = find_tables(opened, config.modules)[0].weight.shape[0]
-        with errors.status(f"counting tokens in {weights}"):
+        with errors.status("counting tokens"):
             config = replace(config, sample_weight=token_weights(weights, tokenizer, rows))
     return config
 
@@ -150,6 +148,7 @@ def _tokenizer_saver(opened: nn.Module, name: str) -> Any:
         try:
             tokenizer_of(opened, name).save_pretrained(str(folder))
         except CheckpointError:
-            errors.print(f"note: {escape(name)} has no tokenizer; none was saved.", highlight=False)
+            note = f"note: {name} has no tokenizer; none was saved."
+            errors.print(note, markup=False, highlight=False, soft_wrap=True)
 
     return add

@@ -29,6 +29,11 @@ class State:
 STATE = State()
 output = Console()
 errors = Console(stderr=True)
+_BAR: dict[str, Any] = {
+    "console": errors,
+    "transient": True,
+    "disable": not errors.is_terminal,  # a file would only get an empty line
+}
 
 ModelArgument = Annotated[
     str,
@@ -38,6 +43,15 @@ ModelArgument = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _seed(value: int) -> int:
+    if not 0 <= value < 2**32:
+        raise typer.BadParameter(f"{value} must be between 0 and 2**32 - 1.")
+    return value
+
+
+SeedOption = Annotated[int, typer.Option(callback=_seed, help="Seed of the clustering, 0 or more.")]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="End with one line that is a JSON document.")
 ]
@@ -100,7 +114,7 @@ def fitting(title: str) -> Iterator[Callable[[FitProgress], None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, transient=True) as progress:
+    with Progress(*columns, **_BAR) as progress:
         task = progress.add_task(title, total=None)
 
         def advance(step: FitProgress) -> None:
@@ -121,7 +135,7 @@ def steps(title: str, total: int) -> Iterator[Callable[[str], None]]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=errors, transient=True) as progress:
+    with Progress(*columns, **_BAR) as progress:
         task = progress.add_task(title, total=total)
         begun = False
 

@@ -35,9 +35,8 @@ def evaluate(
         encoder = open_sentence_model(model)
     with errors.status(f"encoding {len(pairs.scores)} pairs"):
         score = sts_spearman(encoder, pairs)
-    output.print(
-        f"{model}: Spearman x 100 = {score:.2f} on {len(pairs.scores)} pairs", highlight=False
-    )
+    line = f"{model}: Spearman x 100 = {score:.2f} on {len(pairs.scores)} pairs"
+    output.print(line, markup=False, highlight=False, soft_wrap=True)
     emit(
         {
             "model": model,

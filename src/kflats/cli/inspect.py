@@ -11,6 +11,7 @@ from rich.markup import escape
 from kflats.cli.console import (
     JsonOption,
     ModelArgument,
+    SeedOption,
     emit,
     errors,
     new_table,
@@ -43,7 +44,7 @@ def inspect(
     base_model: Annotated[
         bool, typer.Option("--base-model", help="Load the model without its head.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the clustering.")] = 0,
+    seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
     """Show every embedding table of MODEL, its spectrum, and the error at several sizes."""
@@ -53,6 +54,7 @@ def inspect(
         raise typer.BadParameter(
             "compressions are between 0 and 1, numbers of clusters at least 1."
         )
+    from kflats.errors import BudgetError
     from kflats.models import open_model
     from kflats.tables import embedding_tables, find_tables
 
@@ -63,10 +65,15 @@ def inspect(
     overview = _overview(opened, embedding_tables(opened))
     _print_overview(overview)
     grids = {table.name: _grid(table, sizes, ks, seed) for table in chosen}
+    empty = [name for name, points in grids.items() if not points]
+    if empty:
+        raise BudgetError(
+            f"{empty[0]!r}: none of the compressions {compressions} can be met; give smaller ones."
+        )
     for name, points in grids.items():
         _print_grid(name, points)
     _draw(grids, plot)
-    output.print(f"picture: {escape(str(plot))}", highlight=False)
+    output.print(f"picture: {plot}", markup=False, highlight=False, soft_wrap=True)
     emit(
         {
             "model": model,

