@@ -32,7 +32,8 @@ def measure() -> dict[str, Any]:
     }
     for name, options in VARIANTS.items():
         errors, seconds, fits = [], [], []
-        for seed in SEEDS:
+        # Ten starts to the end take a minute and a half: one seed of them.
+        for seed in SEEDS[:1] if options is PAPER else SEEDS:
             begin = time.perf_counter()
             model = ProjectiveClustering(5, rank=216, random_state=seed, **options).fit(table)
             seconds.append(round(time.perf_counter() - begin, 2))

@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from kflats import CompressionConfig, compress_
+from kflats.analysis.baselines import BASELINES
 from kflats.evaluation.sts import load_pairs, sts_spearman
+from kflats.layers import replace_module
 from kflats.models import open_sentence_model, tokenizer_of
+from kflats.tables import find_tables
 from kflats.weights import token_weights
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -37,18 +42,24 @@ def measure() -> dict[str, Any]:
     encoder = open_sentence_model("minilm")
     counts = token_weights(data / "text" / "brown.txt", tokenizer_of(encoder, "minilm"), 30522)
     results: dict[str, Any] = {"dense": {"spearman": round(sts_spearman(encoder, pairs), 2)}}
+    table = find_tables(encoder)[0]
+    for name, make in BASELINES.items():
+        baseline = make(table.weight.detach())
+        rounded = nn.Embedding.from_pretrained(baseline.table, padding_idx=0)
+        replace_module(encoder, table.name, rounded)
+        score = round(sts_spearman(encoder, pairs), 2)
+        results[f"{name} per row"] = {"spearman": score, "bytes": baseline.num_bytes}
     for name, settings in ROWS.items():
         encoder = open_sentence_model("minilm")
         chosen = dict(settings)
         if chosen.pop("weights", False):
             chosen["sample_weight"] = counts
-        (table,) = compress_(encoder, CompressionConfig(**chosen)).tables
+        (report,) = compress_(encoder, CompressionConfig(**chosen)).tables
         results[name] = {
             "spearman": round(sts_spearman(encoder, pairs), 2),
-            "n_clusters": table.shape.n_clusters,
-            "rank": table.shape.rank,
-            "relative_error": round(table.relative_error, 4),
-            "bytes": table.bytes_after,
+            "n_clusters": report.shape.n_clusters,
+            "rank": report.shape.rank,
+            "relative_error": round(report.relative_error, 4),
+            "bytes": report.bytes_after,
         }
-        print(name, results[name], flush=True)
     return results

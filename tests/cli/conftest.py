@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import kflats as library
 from kflats.cli.main import run
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(5, 200))]
@@ -131,3 +132,17 @@ def small_files() -> Iterator[None]:
 def table_of(folder: Path) -> torch.Tensor:
     """Return the token table of a dense tiny model."""
     return load_file(folder / "model.safetensors")[f"{TABLE}.weight"]
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def spoken(words: tuple[object, ...]) -> str:
+    return " ".join(map(str, words)) or "nothing"
+
+
+def dense_table(folder: Path) -> torch.Tensor:
+    model = library.load(folder)
+    weight: torch.Tensor = model.get_input_embeddings().to_embedding().weight.detach()
+    return weight

@@ -173,9 +173,10 @@ def test_interrupted_save_leaves_nothing(tmp_path: Path) -> None:
     def interrupt(_: Path) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        kflats.save(model, tmp_path / "out", extras=interrupt)
-    assert list(tmp_path.iterdir()) == []
+    for target in (tmp_path / "out", tmp_path / "new" / "out"):
+        with pytest.raises(KeyboardInterrupt):
+            kflats.save(model, target, extras=interrupt)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_unwritable_parent_is_named(tmp_path: Path) -> None:
@@ -245,6 +246,14 @@ def test_unknown_field_is_refused(tmp_path: Path) -> None:
     saved_bert(tmp_path / "out")
     edit_config(lambda c: c.update(colour="blue"))(tmp_path / "out")
     with pytest.raises(InputError, match=r"unknown fields .*colour"):
+        kflats.load(tmp_path / "out")
+
+
+def test_unknown_architecture_is_named(tmp_path: Path) -> None:
+    saved_bert(tmp_path / "out")
+    path = tmp_path / "out" / "config.json"
+    path.write_text(path.read_text().replace('"BertModel"', '"BertoldModel"'))
+    with pytest.raises(CheckpointError, match="architecture 'BertoldModel'"):
         kflats.load(tmp_path / "out")
 
 

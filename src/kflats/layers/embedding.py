@@ -53,7 +53,7 @@ class FactorizedEmbedding(nn.Module):
     --------
     >>> import torch
     >>> dense = torch.nn.Embedding(100, 16)
-    >>> factors = Factorization.projective(dense.weight, n_clusters=2, rank=16)
+    >>> factors = Factorization.svd(dense.weight, rank=16)
     >>> layer = FactorizedEmbedding.from_embedding(dense, factors)
     >>> ids = torch.tensor([[3, 7], [99, 3]])
     >>> torch.allclose(layer(ids), dense(ids), atol=1e-5)

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     """
     if target.exists():
         raise CheckpointError(f"{target} exists already; give a new folder or remove it first.")
+    fresh_parent = not target.parent.exists()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -49,6 +50,9 @@ def new_folder(target: Path) -> Iterator[Path]:
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        if fresh_parent:
+            with suppress(OSError):
+                target.parent.rmdir()
         raise
 
 
@@ -223,5 +227,12 @@ def _register() -> None:
 def _architecture(folder: Path) -> Any:
     import transformers
 
-    names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
-    return getattr(transformers, names[0]) if names else transformers.AutoModel
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    names = config.get("architectures") or ["AutoModel"]
+    found = getattr(transformers, names[0], None)
+    if found is None:
+        raise CheckpointError(
+            f"{folder / 'config.json'} asks for the architecture {names[0]!r}, which transformers "
+            f"{transformers.__version__} does not have: install the version that does."
+        )
+    return found
