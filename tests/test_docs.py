@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -30,6 +32,21 @@ def test_every_command_is_in_the_readme_with_real_options() -> None:
         for line in re.findall(rf"^ *kflats {name}\b(.*)$", README, flags=re.MULTILINE):
             used = set(re.findall(r"(?<=\s)-{1,2}[a-z][a-z-]*", line.split("#")[0]))
             assert used <= known, line
+
+
+def test_figures_of_the_readme_are_those_of_the_results() -> None:
+    def result(name: str) -> Any:
+        path = ROOT / "benchmarks" / "results" / f"{name}.json"
+        return json.loads(path.read_text(encoding="utf-8"))["result"]
+
+    sts, lookup = result("sts_quality"), result("lookup_speed")
+    for row in ("SVD, 40 %", "k = 5, 40 %", "k chosen, 40 %", "SVD, 60 %", "k chosen, 60 %"):
+        assert f"{sts[row]['spearman']:.2f}" in README, row
+    assert f"| {result('fit_speed')['fit_over_svd']:.1f} |" in README
+    assert f"| {result('fit_memory')['262144x640']['extra_over_table']:.2f} times" in README
+    assert f"| {result('paper_speed')['paper_over_fit']:.0f} times slower" in README
+    times = [lookup[name]["zipf_forward_ms"] for name in ("nn.Embedding", "SVD", "k = 5")]
+    assert f"| {' / '.join(map(str, times))} ms |" in README
 
 
 def test_make_targets_of_the_documents_exist() -> None:
