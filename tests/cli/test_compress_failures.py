@@ -182,3 +182,16 @@ def test_debug_shows_the_error_itself(kflats: Cli, tmp_path: Path) -> None:
     with pytest.raises(library.CheckpointError, match="is no model folder"):
         kflats("--debug", *words)
     assert kflats(*words).code == 1
+
+
+def test_unusable_place_is_refused_before_any_work(
+    kflats: Cli, bert: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "file").touch()
+    monkeypatch.setattr(
+        "kflats.models.open_model", lambda *_, **__: pytest.fail("model was loaded")
+    )
+    result = kflats("compress", bert, "-o", place / "file" / "out", "--compression", 0.4)
+    (line,) = result.errors
+    assert result.code == 1
+    assert line.startswith("error: cannot write to")

@@ -70,9 +70,8 @@ def compress(
 ) -> None:
     """Replace the embedding table of MODEL by small factors and save it to a new folder."""
     from kflats.compress import compress_
-    from kflats.errors import CheckpointError
     from kflats.models import open_model
-    from kflats.storage.folder import save
+    from kflats.storage.folder import check_new_folder, save
 
     config = _config(
         compression=compression,
@@ -85,8 +84,7 @@ def compress(
         random_state=seed,
         device=device,
     )
-    if out.exists():
-        raise CheckpointError(f"{out} exists already; give a new folder or remove it first.")
+    check_new_folder(out)
     quiet_libraries()
     with errors.status("loading the model"):
         opened = open_model(model, base_model=base_model)

@@ -24,12 +24,11 @@ def demo(
     json: JsonOption = False,
 ) -> None:
     """Compress all-MiniLM-L6-v2 in several ways, compare them, save one and load it again."""
-    from kflats.errors import CheckpointError
     from kflats.models import DEMO, open_sentence_model
+    from kflats.storage.folder import check_new_folder
     from kflats.tables import find_tables
 
-    if out.exists():
-        raise CheckpointError(f"{out} exists already; remove it, or choose another with -o.")
+    check_new_folder(out)
     quiet_libraries()
     with errors.status("loading all-MiniLM-L6-v2"):
         encoder = open_sentence_model(DEMO)

@@ -27,6 +27,18 @@ from kflats.storage.plain import MANIFEST, read_plain, write_plain
 REPORT = "kflats_report.json"
 
 
+def check_new_folder(target: Path) -> None:
+    """Raise CheckpointError if ``target`` exists or its place is not a writable folder.
+
+    Called before long work too, so that it is not done in vain.
+    """
+    if target.exists():
+        raise CheckpointError(f"{target} exists already; give a new folder or remove it first.")
+    place = next(parent for parent in target.absolute().parents if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise CheckpointError(f"cannot write to {place}: give a place in a writable folder.")
+
+
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """Give a folder to write into that becomes ``target`` when the block ends without error.
@@ -36,8 +48,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     CheckpointError
         If ``target`` exists or cannot be made. Nothing is left behind in either case.
     """
-    if target.exists():
-        raise CheckpointError(f"{target} exists already; give a new folder or remove it first.")
+    check_new_folder(target)
     fresh_parent = not target.parent.exists()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
