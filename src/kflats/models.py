@@ -154,6 +154,6 @@ def _readable(source: str) -> Iterator[None]:
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"cannot load {source!r}: {first.rstrip('.')}. Give a folder with a model, or the name of "
-            "one on the Hub that is reachable."
+            f"cannot load {source!r}: {first.rstrip('.')}. Give a folder with a model, or the name "
+            "of one on the Hub that is reachable."
         ) from error
