@@ -18,7 +18,7 @@ _BLOCK_ELEMENTS = 1 << 21
 
 
 def row_blocks(n_rows: int, width: int) -> Iterator[slice]:
-    """Yield slices that cover ``n_rows`` rows in blocks of about four million numbers.
+    """Yield slices that cover ``n_rows`` rows in blocks of about two million numbers.
 
     Parameters
     ----------

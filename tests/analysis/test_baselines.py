@@ -99,3 +99,9 @@ def test_nan_is_refused(name: str) -> None:
 def test_bits_outside_the_range_are_refused(bits: int) -> None:
     with pytest.raises(InputError, match=f"bits={bits}"):
         rounded(normal(8, 6), bits)
+
+
+@pytest.mark.parametrize("name", ["fp16", "int4"])
+def test_values_beyond_half_precision_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=r"float16.* holds NaN or infinity, first in row 1"):
+        BASELINES[name](torch.tensor([[1.0, 2.0], [1e6, 0.0]]))

@@ -34,7 +34,9 @@ class Baseline:
 def half(table: Tensor) -> Baseline:
     """Return the table cast to float16."""
     check_table(table)
-    return Baseline("fp16", table.to(torch.float16).to(table.dtype), 2 * table.numel())
+    stored = table.to(torch.float16)
+    check_table(stored, "the table cast to float16")
+    return Baseline("fp16", stored.to(table.dtype), 2 * table.numel())
 
 
 def rounded(table: Tensor, bits: int) -> Baseline:
@@ -63,6 +65,7 @@ def rounded(table: Tensor, bits: int) -> Baseline:
     for block in row_blocks(*table.shape):
         rows = table[block].to(torch.float32)
         scale = (rows.abs().amax(1, keepdim=True) / largest).to(torch.float16)
+        check_table(scale, "the column of float16 scales")
         # The largest row value can round the scale down: keep its code within the range.
         safe = scale.to(torch.float32).clamp_min(torch.finfo(torch.float16).smallest_normal)
         codes = (rows / safe).round_().clamp_(-largest, largest)
