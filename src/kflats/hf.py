@@ -11,6 +11,7 @@ on with a random table.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -25,7 +26,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from kflats.errors import CheckpointError, InputError
 from kflats.layers import FactorizedEmbedding, replace_module
-from kflats.storage.manifest import FORMAT_VERSION, LayerSpec, check_version, specs_of
+from kflats.storage.manifest import FORMAT_VERSION, LayerSpec, build_layers, check_version, specs_of
 
 METHOD = "kflats"
 
@@ -139,14 +140,14 @@ def insert_layers(model: Any, modules: dict[str, dict[str, Any]]) -> None:
     Raises
     ------
     CheckpointError
-        If the model has no embedding of that name and size.
+        If the model has no embedding of that name.
     """
-    specs = {_resolve(model, name): LayerSpec.from_dict(spec) for name, spec in modules.items()}
-    layers: dict[str, FactorizedEmbedding] = {}
-    for name, spec in sorted(specs.items(), key=lambda item: item[1].shares is not None):
-        layers[name] = spec.empty_layer()
-        if spec.shares is not None:
-            layers[name].share_with(layers[_resolve(model, spec.shares)])
+    specs = {}
+    for name, data in modules.items():
+        spec = LayerSpec.from_dict(data)
+        owner = None if spec.shares is None else _resolve(model, spec.shares)
+        specs[_resolve(model, name)] = replace(spec, shares=owner)
+    layers = build_layers(specs)
     for name, layer in layers.items():
         replace_module(model, name, layer)
     _declare_ties(model, specs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -92,6 +93,23 @@ def specs_of(model: nn.Module) -> dict[str, LayerSpec]:
                 shares=None if owner == name else owner,
             )
     return specs
+
+
+def build_layers(
+    specs: dict[str, LayerSpec], fill: Callable[[str, FactorizedEmbedding], None] | None = None
+) -> dict[str, FactorizedEmbedding]:
+    """Return a layer for every spec; those that share use the factors of their owner.
+
+    ``fill`` is called with name and layer of every owner before its factors are shared.
+    """
+    layers = {name: spec.empty_layer() for name, spec in specs.items()}
+    for name, spec in specs.items():
+        if spec.shares is None and fill is not None:
+            fill(name, layers[name])
+    for name, spec in specs.items():
+        if spec.shares is not None:
+            layers[name].share_with(layers[spec.shares])
+    return layers
 
 
 def check_version(version: object, where: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kflats.errors import CheckpointError
 from kflats.layers import FactorizedEmbedding, replace_module
-from kflats.storage.manifest import FILE_NAMES, FORMAT_VERSION, LayerSpec, specs_of
+from kflats.storage.manifest import FILE_NAMES, FORMAT_VERSION, LayerSpec, build_layers, specs_of
 
 MANIFEST = "kflats.json"
 WEIGHTS = "model.safetensors"
@@ -43,7 +43,12 @@ def read_plain(folder: Path, specs: dict[str, LayerSpec], model: nn.Module) -> n
     description = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     tensors = load_file(folder / WEIGHTS)
     tensors |= {name: tensors[kept] for name, kept in description["aliases"].items()}
-    layers = _layers(specs, tensors)
+
+    def fill(name: str, layer: FactorizedEmbedding) -> None:
+        names = {key: f"{name}.{FILE_NAMES.get(key, key)}" for key in layer.state_dict()}
+        layer.load_state_dict({key: tensors[file] for key, file in names.items()}, assign=True)
+
+    layers = build_layers(specs, fill)
     rest = {key: tensor for key, tensor in tensors.items() if key.rpartition(".")[0] not in layers}
     _check_same(folder, model, layers, rest)
     for name, layer in layers.items():
@@ -70,23 +75,6 @@ def _distinct(
             seen[place] = stored
             tensors[stored] = tensor.contiguous()
     return tensors, aliases
-
-
-def _layers(
-    specs: dict[str, LayerSpec], tensors: dict[str, Tensor]
-) -> dict[str, FactorizedEmbedding]:
-    layers: dict[str, FactorizedEmbedding] = {}
-    for name, spec in sorted(specs.items(), key=lambda item: item[1].shares is not None):
-        layer = spec.empty_layer()
-        if spec.shares is not None:
-            layer.share_with(layers[spec.shares])
-        else:
-            state = {
-                key: tensors[f"{name}.{FILE_NAMES.get(key, key)}"] for key in layer.state_dict()
-            }
-            layer.load_state_dict(state, assign=True)
-        layers[name] = layer
-    return layers
 
 
 def _check_same(
