@@ -76,8 +76,6 @@ def factorizations(
                 shape = Budget(compression=compression).shape(*table.shape, n_clusters=k)
             except BudgetError:
                 continue
-            if k > shape.num_embeddings:
-                continue
             if on_start is not None:
                 on_start(f"{compression:.0%} smaller, {'SVD' if k == 1 else f'k = {k}'}")
             factors = Factorization.projective(table, k, shape.rank, random_state=random_state)
