@@ -42,6 +42,11 @@ def spectral_table(n: int = 400, d: int = 24, seed: int = 0) -> Tensor:
     return mixed
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def table() -> Tensor:
     return spectral_table()

@@ -8,35 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kflats import Budget, BudgetError, FactorShape, InputError
-from kflats.budget import label_dtype
-
-SIZES: dict[str, Any] = {"num_embeddings": 30522, "embedding_dim": 384}
-
-
-def test_counts_by_hand() -> None:
-    shape = FactorShape(num_embeddings=10, embedding_dim=4, n_clusters=2, rank=3)
-    assert shape.num_parameters == 10 * 3 + 2 * 3 * 4
-    assert shape.num_bytes(torch.float16) == 2 * 54 + 10
-    assert shape.compression == 1 - 54 / 40
-    full = FactorShape(
-        num_embeddings=10, embedding_dim=4, n_clusters=2, rank=3, affine=True, n_exact=3
-    )
-    assert full.num_parameters == 54 + 2 * 4 + 3 * 4
-    assert full.num_bytes(torch.float32) == 4 * 74 + 10 + 3 * 4
-
-
-def test_one_cluster_is_the_svd_formula() -> None:
-    shape = FactorShape(**SIZES, n_clusters=1, rank=227)
-    assert shape.num_parameters == 227 * (30522 + 384)
-    assert shape.num_bytes(torch.float32) == 4 * shape.num_parameters
-
-
-@pytest.mark.parametrize(
-    ("n_clusters", "dtype"),
-    [(1, None), (2, torch.uint8), (256, torch.uint8), (257, torch.int16), (40000, torch.int32)],
-)
-def test_labels_take_the_smallest_type(n_clusters: int, dtype: torch.dtype | None) -> None:
-    assert label_dtype(n_clusters) == dtype
 
 
 def test_figures_of_the_paper_setting() -> None:
@@ -51,31 +22,28 @@ def test_figures_of_the_paper_setting() -> None:
     k=st.integers(1, 40),
     compression=st.floats(0.01, 0.99),
     affine=st.booleans(),
+    n_exact=st.integers(0, 2),
 )
 def test_largest_rank_within_a_compression(
-    n: int, d: int, k: int, compression: float, affine: bool
+    n: int, d: int, k: int, compression: float, affine: bool, n_exact: int
 ) -> None:
     allowed = (1 - compression) * n * d
-    sizes: dict[str, Any] = {
-        "num_embeddings": n,
-        "embedding_dim": d,
-        "n_clusters": k,
-        "affine": affine,
-    }
+    sizes: dict[str, Any] = {"n_clusters": k, "affine": affine, "n_exact": n_exact}
     try:
-        shape = Budget(compression=compression).shape(n, d, n_clusters=k, affine=affine)
+        shape = Budget(compression=compression).shape(n, d, **sizes)
     except BudgetError:
-        assert FactorShape(rank=1, **sizes).num_parameters > allowed
+        assert FactorShape.uniform(n, d, rank=1, **sizes).num_parameters > allowed
         return
     assert shape.num_parameters <= allowed * (1 + 1e-12)
     if shape.rank < d:
-        assert FactorShape(rank=shape.rank + 1, **sizes).num_parameters > allowed * (1 - 1e-12)
+        larger = FactorShape.uniform(n, d, rank=shape.rank + 1, **sizes)
+        assert larger.num_parameters > allowed * (1 - 1e-12)
 
 
 @given(num_bytes=st.integers(1, 200_000), k=st.integers(1, 300), half=st.booleans())
 def test_largest_rank_within_bytes(num_bytes: int, k: int, half: bool) -> None:
     dtype = torch.float16 if half else torch.float32
-    smallest = FactorShape(num_embeddings=500, embedding_dim=32, n_clusters=k, rank=1, n_exact=2)
+    smallest = FactorShape.uniform(500, 32, n_clusters=k, rank=1, n_exact=2)
     budget = Budget(num_bytes=num_bytes)
     if smallest.num_bytes(dtype) > num_bytes:
         with pytest.raises(BudgetError, match=f"{num_bytes} bytes cannot be met"):
@@ -84,7 +52,7 @@ def test_largest_rank_within_bytes(num_bytes: int, k: int, half: bool) -> None:
     shape = budget.shape(500, 32, n_clusters=k, n_exact=2, dtype=dtype)
     assert shape.num_bytes(dtype) <= num_bytes
     if shape.rank < 32:
-        bigger = FactorShape(**{**shape.to_dict(), "rank": shape.rank + 1})
+        bigger = FactorShape.uniform(500, 32, n_clusters=k, rank=shape.rank + 1, n_exact=2)
         assert bigger.num_bytes(dtype) > num_bytes
 
 
@@ -109,13 +77,17 @@ def test_budgets_that_say_nothing_are_refused(given_sizes: Any, message: str) ->
         Budget(**given_sizes)
 
 
+def test_fixed_rank_is_the_rank_of_every_cluster_and_not_of_exact_rows() -> None:
+    shape = Budget(rank=3).shape(100, 8, n_clusters=2, affine=True, n_exact=4)
+    assert shape == FactorShape.uniform(100, 8, n_clusters=2, rank=3, affine=True, n_exact=4)
+
+
+def test_budget_counts_exact_rows_once() -> None:
+    # 0.5 * 100 * 8 numbers: 20 exact rows take 160, a rank of the others costs 80 + 8.
+    assert Budget(compression=0.5).shape(100, 8, n_clusters=1, n_exact=20).rank == 2
+    assert Budget(compression=0.5).shape(100, 8, n_clusters=1).rank == 3
+
+
 def test_fixed_rank_above_the_columns_is_refused() -> None:
     with pytest.raises(InputError, match="rank=385 must be between 1 and embedding_dim=384"):
         Budget(rank=385).shape(30522, 384, n_clusters=2)
-
-
-def test_shape_survives_json_and_refuses_unknown_fields() -> None:
-    shape = FactorShape(**SIZES, n_clusters=3, rank=7, affine=True, n_exact=2)
-    assert FactorShape.from_dict(shape.to_dict()) == shape
-    with pytest.raises(InputError, match="colour"):
-        FactorShape.from_dict({**shape.to_dict(), "colour": 1})

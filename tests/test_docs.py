@@ -76,3 +76,24 @@ def test_help_describes_every_option(command: str) -> None:
     assert result.exit_code == 0
     parameters = get_command(app).commands[command].params  # type: ignore[attr-defined]
     assert all(parameter.help for parameter in parameters)
+
+
+def integration_sections() -> list[tuple[str, list[str]]]:
+    text = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
+    sections = [part.split("\n", 1) for part in text.split("\n## ")[1:]]
+    found = [
+        (title, re.findall(r"```python\n(.*?)```", body, re.DOTALL)) for title, body in sections
+    ]
+    return [(title, blocks) for title, blocks in found if blocks]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "blocks", [pytest.param(blocks, id=title) for title, blocks in integration_sections()]
+)
+def test_every_integration_example_runs(
+    blocks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(compile(block, "integrations.md", "exec"), {})

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kflats import CompressionConfig, InputError, UnsupportedModelError, compress_
-from kflats.tables import embedding_tables, find_tables, scale_of
+from kflats.tables import check_replaceable, embedding_tables, find_tables, scale_of
 from tests.conftest import tiny_bert
 
 
@@ -25,6 +25,20 @@ class Scaled(nn.Embedding):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
         return super().forward(input) * self.embed_scale
+
+
+class Speaking(TwoTables):
+    """Says which tables hold the tokens, as models of transformers do."""
+
+    def __init__(self, out: int = 50) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, out)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.words
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
 
 
 class Normed(Scaled):
@@ -52,7 +66,9 @@ def test_several_tables_must_be_named() -> None:
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"'wrods' is not an embedding .* \['words', 'places'\]"):
+    with pytest.raises(
+        InputError, match=r"'wrods' is no dense embedding or head .* \['words', 'places'\]"
+    ):
         find_tables(TwoTables(), ["wrods"])
 
 
@@ -72,6 +88,57 @@ def test_shared_table_is_one_table_with_all_names() -> None:
     assert table.names == (("words", "again"), ("places",))
 
 
+def test_tied_head_belongs_to_the_table_and_comes_last() -> None:
+    model = Speaking()
+    model.head.weight = model.words.weight
+    (table,) = find_tables(model)
+    assert table.names == (("words",), ("head",))
+    assert table.all_names == ("words", "head")
+    assert table.embedding is model.words
+    assert [table.name for table in embedding_tables(model)] == ["words", "places"]
+    check_replaceable(model, table)
+
+
+def test_untied_head_of_the_same_length_is_a_table_of_its_own() -> None:
+    model = Speaking()
+    words, head = find_tables(model)
+    assert (words.name, head.name) == ("words", "head")
+    assert [table.name for table in embedding_tables(model)] == ["words", "places"]
+    with pytest.raises(InputError, match="'head' is read by an output head only"):
+        head.embedding  # noqa: B018
+
+
+def test_output_layer_of_another_length_is_no_head() -> None:
+    (table,) = find_tables(Speaking(out=3))
+    assert table.name == "words"
+
+
+def test_linear_layer_may_be_named() -> None:
+    (table,) = find_tables(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 7)), ["1"])
+    assert (table.name, tuple(table.weight.shape)) == ("1", (7, 4))
+
+
+def test_table_that_is_a_bare_parameter_too_is_refused() -> None:
+    model = Speaking()
+    model.register_parameter("out", model.get_parameter("words.weight"))
+    with pytest.raises(UnsupportedModelError, match=r"'words' is also the parameter \.out of a"):
+        check_replaceable(model, find_tables(model)[0])
+
+
+def test_head_that_does_something_else_is_refused() -> None:
+    class Squashed(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
+            return super().forward(input).tanh()
+
+    model = Speaking()
+    model.head = Squashed(8, 50)
+    model.head.weight = model.words.weight
+    config = CompressionConfig(rank=2, n_clusters=2)
+    with pytest.raises(UnsupportedModelError, match="Squashed reads 'words' and is no plain"):
+        compress_(model, config)
+    assert type(model.words) is nn.Embedding
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_scale_is_read_and_tried(dtype: torch.dtype) -> None:
     embedding = Scaled(30, 8, dtype=dtype)
@@ -81,6 +148,12 @@ def test_scale_is_read_and_tried(dtype: torch.dtype) -> None:
     embedding.embed_scale = torch.tensor(33.94).to(dtype)
     assert scale_of(embedding) == float(torch.tensor(33.94).to(dtype))
     assert scale_of(nn.Embedding(3, 2)) == 1.0
+
+
+def test_scale_of_a_float64_table() -> None:
+    embedding = Scaled(400, 24, dtype=torch.float64)
+    embedding.embed_scale = 32**0.5
+    assert scale_of(embedding) == 32**0.5
 
 
 def test_embedding_that_does_something_else_is_refused() -> None:

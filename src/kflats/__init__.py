@@ -19,28 +19,37 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from kflats import _autoload
+
 if TYPE_CHECKING:
-    from kflats.budget import Budget, FactorShape
+    from kflats.budget import Budget
     from kflats.clustering import FitProgress, ProjectiveClustering
     from kflats.compress import compress_
     from kflats.config import CompressionConfig
     from kflats.errors import (
         BudgetError,
         CheckpointError,
+        ExportError,
         InputError,
         KflatsError,
         MissingExtraError,
         UnsupportedModelError,
     )
+    from kflats.export import ExportReport, export_onnx
     from kflats.factorization import Factorization
-    from kflats.layers import FactorizedEmbedding
+    from kflats.hub import push_to_hub
+    from kflats.layers import FactorizedEmbedding, FactorizedLinear
     from kflats.linalg import relative_error
     from kflats.report import CompressionReport, TableReport
+    from kflats.restore import to_dense_
     from kflats.search import choose_n_clusters
+    from kflats.shape import FactorShape
     from kflats.storage import load, save
+    from kflats.training import set_trainable
     from kflats.weights import token_weights
 
 __version__ = version("kflats")
+_autoload.install()
 
 __all__ = [
     "Budget",
@@ -48,9 +57,12 @@ __all__ = [
     "CheckpointError",
     "CompressionConfig",
     "CompressionReport",
+    "ExportError",
+    "ExportReport",
     "FactorShape",
     "Factorization",
     "FactorizedEmbedding",
+    "FactorizedLinear",
     "FitProgress",
     "InputError",
     "KflatsError",
@@ -60,31 +72,41 @@ __all__ = [
     "UnsupportedModelError",
     "choose_n_clusters",
     "compress_",
+    "export_onnx",
     "load",
+    "push_to_hub",
     "relative_error",
     "save",
+    "set_trainable",
+    "to_dense_",
     "token_weights",
 ]
 
 _HOMES = {
-    "budget": ("Budget", "FactorShape"),
+    "budget": ("Budget",),
     "clustering": ("FitProgress", "ProjectiveClustering"),
     "compress": ("compress_",),
     "config": ("CompressionConfig",),
     "errors": (
         "BudgetError",
         "CheckpointError",
+        "ExportError",
         "InputError",
         "KflatsError",
         "MissingExtraError",
         "UnsupportedModelError",
     ),
+    "export": ("ExportReport", "export_onnx"),
     "factorization": ("Factorization",),
-    "layers": ("FactorizedEmbedding",),
+    "hub": ("push_to_hub",),
+    "layers": ("FactorizedEmbedding", "FactorizedLinear"),
     "linalg": ("relative_error",),
     "storage": ("load", "save"),
     "report": ("CompressionReport", "TableReport"),
+    "restore": ("to_dense_",),
     "search": ("choose_n_clusters",),
+    "shape": ("FactorShape",),
+    "training": ("set_trainable",),
     "weights": ("token_weights",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

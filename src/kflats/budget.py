@@ -1,4 +1,4 @@
-"""Parameters and bytes of a factorised table, in both directions: the only accounting there is.
+"""Budget: from a size in parameters or bytes to the largest rank that meets it.
 
 ``compression`` is the paper's word: the fraction of the table's parameters that is removed, so
 0.4 leaves 60 %. Labels are no parameters in that sense, but they are bytes on disk, and every
@@ -7,110 +7,13 @@ byte count includes them.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
 
 import torch
 
 from kflats.errors import BudgetError, InputError
-
-_EXACT_ID_BYTES = 4
-
-
-def label_dtype(n_clusters: int) -> torch.dtype | None:
-    """Return the smallest integer type that holds a label; None where one cluster needs none."""
-    if n_clusters == 1:
-        return None
-    for dtype in (torch.uint8, torch.int16, torch.int32):
-        if n_clusters - 1 <= torch.iinfo(dtype).max:
-            return dtype
-    raise InputError(f"n_clusters={n_clusters} is more than a 32-bit label can hold.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FactorShape:
-    """The sizes that decide what a factorised table stores.
-
-    One cluster is the SVD baseline: no labels are stored for it.
-
-    Parameters
-    ----------
-    num_embeddings, embedding_dim : int
-        Rows ``n`` and columns ``d`` of the table.
-    n_clusters, rank : int
-        Subspaces ``k`` and their dimension ``j``.
-    affine : bool, default=False
-        Whether every subspace has a mean.
-    n_exact : int, default=0
-        Rows that are stored as they are, beside the factors.
-
-    Examples
-    --------
-    >>> shape = FactorShape(num_embeddings=30522, embedding_dim=384, n_clusters=5, rank=216)
-    >>> shape.num_parameters, round(shape.compression, 3)
-    (7007472, 0.402)
-    >>> shape.num_bytes(torch.float32)
-    28060410
-    """
-
-    num_embeddings: int
-    embedding_dim: int
-    n_clusters: int
-    rank: int
-    affine: bool = False
-    n_exact: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("num_embeddings", "embedding_dim", "n_clusters", "rank"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.rank > self.embedding_dim:
-            raise InputError(
-                f"rank={self.rank} must be between 1 and embedding_dim={self.embedding_dim}."
-            )
-        if not 0 <= self.n_exact <= self.num_embeddings:
-            raise InputError(
-                f"n_exact={self.n_exact} must be between 0 and "
-                f"num_embeddings={self.num_embeddings}."
-            )
-
-    @property
-    def dense_parameters(self) -> int:
-        """``n * d``."""
-        return self.num_embeddings * self.embedding_dim
-
-    @property
-    def num_parameters(self) -> int:
-        """``n * j + k * j * d``, plus ``k * d`` for means and ``d`` for every exact row."""
-        n, d, k, j = self.num_embeddings, self.embedding_dim, self.n_clusters, self.rank
-        return n * j + k * j * d + (k * d if self.affine else 0) + self.n_exact * d
-
-    @property
-    def compression(self) -> float:
-        """Fraction of the parameters removed; negative where the factors are larger."""
-        return 1 - self.num_parameters / self.dense_parameters
-
-    def num_bytes(self, dtype: torch.dtype) -> int:
-        """Return the bytes on disk: factors in ``dtype``, labels, and ids of exact rows."""
-        label = label_dtype(self.n_clusters)
-        label_bytes = 0 if label is None else label.itemsize * self.num_embeddings
-        return self.num_parameters * dtype.itemsize + label_bytes + _EXACT_ID_BYTES * self.n_exact
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a JSON object."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Return the shape a JSON object describes; unknown and missing fields are refused."""
-        known = {field.name for field in fields(cls)}
-        if set(data) != known:
-            raise InputError(
-                f"a factor shape has the fields {sorted(known)}, got {sorted(data)}: "
-                "the file was written by another version of kflats or damaged."
-            )
-        return cls(**data)
+from kflats.shape import FactorShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,9 +82,9 @@ class Budget:
             If a fixed rank exceeds ``embedding_dim``.
         """
         of_rank = partial(
-            FactorShape,
-            num_embeddings=num_embeddings,
-            embedding_dim=embedding_dim,
+            FactorShape.uniform,
+            num_embeddings,
+            embedding_dim,
             n_clusters=n_clusters,
             affine=affine,
             n_exact=n_exact,
@@ -203,7 +106,7 @@ class Budget:
                 f"{smallest.num_parameters} parameters, {smallest.num_bytes(dtype)} bytes in "
                 f"{dtype}. {remedy}"
             )
-        per_rank = (num_embeddings + n_clusters * embedding_dim) * cost
+        per_rank = (num_embeddings - n_exact + n_clusters * embedding_dim) * cost
         return of_rank(rank=min(embedding_dim, 1 + int(spare // per_rank)))
 
     def __str__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kflats.budget import FactorShape
 from kflats.clustering import FitProgress
 from kflats.config import CompressionConfig
 from kflats.errors import InputError
 from kflats.factorization import PAPER, Factorization
-from kflats.layers import FactorizedEmbedding, replace_module
+from kflats.layers import FactorizedEmbedding, FactorizedLinear, FactorTable, replace_module
 from kflats.linalg import check_table, row_blocks, squared_norm
 from kflats.report import CompressionReport, TableReport
 from kflats.report.compression import tensor_bytes
 from kflats.search import choose_n_clusters
-from kflats.tables import Table, check_replaceable, find_tables, scale_of
+from kflats.shape import FactorShape
+from kflats.tables import Table, check_replaceable, find_tables, scale_of, transformers_roots
 
 Progress = Callable[[FitProgress], None]
 
@@ -27,10 +28,12 @@ Progress = Callable[[FitProgress], None]
 def compress_(
     model: nn.Module, config: CompressionConfig, *, callback: Progress | None = None
 ) -> CompressionReport:
-    """Replace embedding tables of ``model`` by :class:`FactorizedEmbedding` layers, in place.
+    """Replace embedding tables of ``model``, and output heads, by factorised layers, in place.
 
     All factors are found before anything is replaced, so an error leaves the model as it was.
-    Modules that share a table go on sharing its factors.
+    Modules that share a table, tied output heads among them, go on sharing its factors; an output
+    head with a table of its own gets factors of its own. A target size is that of all tables
+    together.
 
     Parameters
     ----------
@@ -53,7 +56,7 @@ def compress_(
     BudgetError
         If no rank or number of clusters meets the size.
     UnsupportedModelError
-        If the table is tied to an output head or read in an unknown way.
+        If the table is read in a way that factors cannot serve.
 
     Examples
     --------
@@ -67,12 +70,15 @@ def compress_(
     for table in tables:
         check_replaceable(model, table)
     before = tensor_bytes(model)
-    made = [_factor(table, config, callback) for table in tables]
+    made = [_factor(table, _share(config, table, tables), callback) for table in tables]
     for table, (layers, _) in zip(tables, made, strict=True):
         for names, layer in zip(table.names, layers, strict=True):
             for name in names:
                 replace_module(model, name, layer)
-    _tell_transformers(model)
+    for root in transformers_roots(model):
+        from kflats.hf import describe_
+
+        describe_(root)
     return CompressionReport(
         tables=tuple(report for _, report in made),
         model_bytes_before=before,
@@ -81,9 +87,18 @@ def compress_(
     )
 
 
+def _share(config: CompressionConfig, table: Table, tables: list[Table]) -> CompressionConfig:
+    """Return the config with this table's part of the target size, by its share of the numbers."""
+    if config.target_bytes is None or len(tables) == 1:
+        return config
+    total = sum(each.weight.numel() for each in tables)
+    part = max(1, config.target_bytes * table.weight.numel() // total)
+    return dataclasses.replace(config, target_bytes=part)
+
+
 def _factor(
     table: Table, config: CompressionConfig, callback: Progress | None
-) -> tuple[list[FactorizedEmbedding], TableReport]:
+) -> tuple[list[FactorTable], TableReport]:
     weight = table.weight.detach()
     started = time.perf_counter()
     try:
@@ -99,14 +114,19 @@ def _factor(
     seconds = time.perf_counter() - started
     layers = _layers(table, factors, exact_ids)
     shape = layers[0].shape
+    method = config.method if shape.n_clusters > 1 else "svd"
+    relative_error = _layer_error(layers[0], weight)
+    for layer in layers:
+        layer.origin = {"method": method, "relative_error": relative_error}
     report = TableReport(
         name=table.name,
-        method=config.method if shape.n_clusters > 1 else "svd",
+        readers=table.all_names,
+        method=method,
         shape=shape,
         dtype=str(weight.dtype).removeprefix("torch."),
         bytes_before=weight.numel() * weight.element_size(),
         bytes_after=layers[0].num_bytes,
-        relative_error=_layer_error(layers[0], weight),
+        relative_error=relative_error,
         seconds=seconds,
     )
     return layers, report
@@ -171,22 +191,22 @@ def _weights(config: CompressionConfig, exact_ids: Tensor, weight: Tensor) -> Te
     return weights
 
 
-def _layers(table: Table, factors: Factorization, exact_ids: Tensor) -> list[FactorizedEmbedding]:
-    """Return one layer per module of the table; all share the parameters of the first."""
-    first: FactorizedEmbedding | None = None
-    layers = []
+def _layers(table: Table, factors: Factorization, exact_ids: Tensor) -> list[FactorTable]:
+    """Return one layer per module of the table; all share the factors of the first."""
+    layers: list[FactorTable] = []
     for module in table.modules:
-        layer = FactorizedEmbedding.from_embedding(module, factors, exact_ids=exact_ids)
-        layer.scale = scale_of(module)
-        if first is None:
-            first = layer
+        if isinstance(module, nn.Linear):
+            layers.append(FactorizedLinear.from_linear(module, factors, exact_ids=exact_ids))
         else:
-            layer.share_with(first)
-        layers.append(layer)
+            layer = FactorizedEmbedding.from_embedding(module, factors, exact_ids=exact_ids)
+            layer.scale = scale_of(module)
+            layers.append(layer)
+        if len(layers) > 1:
+            layers[-1].share_with(layers[0])
     return layers
 
 
-def _layer_error(layer: FactorizedEmbedding, weight: Tensor) -> float:
+def _layer_error(layer: FactorTable, weight: Tensor) -> float:
     """Return the relative error of the rows that the layer gives, before any scale."""
     error = 0.0
     with torch.no_grad():
@@ -196,14 +216,3 @@ def _layer_error(layer: FactorizedEmbedding, weight: Tensor) -> float:
             error += float((weight[block].to(torch.float64) - rows).square_().sum())
     norm = squared_norm(weight)
     return (error / norm) ** 0.5 if norm else float(error > 0)
-
-
-def _tell_transformers(module: nn.Module) -> None:
-    """Let the outermost transformers models know, so that they save and load the factors."""
-    if hasattr(module, "save_pretrained") and hasattr(module, "base_model_prefix"):
-        from kflats.hf import describe_
-
-        describe_(module)
-        return
-    for child in module.children():
-        _tell_transformers(child)

@@ -36,6 +36,10 @@ class CheckpointError(KflatsError, OSError):
     """A checkpoint folder or file is missing, broken or already exists."""
 
 
+class ExportError(KflatsError, RuntimeError):
+    """A model cannot be converted, or the result does not compute the same."""
+
+
 class MissingExtraError(KflatsError, ImportError):
     """An optional dependency is needed and not installed.
 

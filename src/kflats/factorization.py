@@ -9,9 +9,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from kflats.budget import FactorShape
 from kflats.clustering import FitProgress, ProjectiveClustering
 from kflats.linalg import by_cluster, check_table, row_blocks, working_dtype
+from kflats.shape import FactorShape
 
 PAPER = {"init": "random", "n_init": 10, "assignment": "nearest", "tol": 0.0}
 """Options of :class:`ProjectiveClustering` that give the paper's own procedure."""
@@ -219,12 +219,13 @@ class Factorization:
     @property
     def shape(self) -> FactorShape:
         """The sizes, for parameter and byte counts."""
-        return FactorShape(
-            num_embeddings=self.num_embeddings,
-            embedding_dim=self.embedding_dim,
+        return FactorShape.uniform(
+            self.num_embeddings,
+            self.embedding_dim,
             n_clusters=self.n_clusters,
             rank=self.rank,
             affine=self.means is not None,
+            counts=tuple(torch.bincount(self.labels, minlength=self.n_clusters).tolist()),
         )
 
     @property

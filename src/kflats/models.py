@@ -100,7 +100,7 @@ def open_sentence_model(name: str) -> Any:
     register()
     with _readable(source):
         if Path(source).is_dir() and is_compressed(Path(source)):
-            from kflats.storage.folder import check_folder
+            from kflats.storage.check import check_folder
 
             check_folder(Path(source))
         return SentenceTransformer(source, device="cpu")

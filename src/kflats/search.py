@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from kflats.budget import Budget, FactorShape
+from kflats.budget import Budget
 from kflats.clustering import FitProgress, ProjectiveClustering
 from kflats.errors import BudgetError, InputError
+from kflats.shape import FactorShape
 
 CANDIDATES = (1, 2, 3, 5, 8, 12, 16, 24, 32, 48, 64)
 """Numbers of clusters that are tried, in this order."""

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kflats.errors import InputError, UnsupportedModelError
-from kflats.layers import FactorizedEmbedding
+from kflats.layers import FactorTable
 from kflats.layers.embedding import check_options
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """One table and every embedding module that reads it.
+    """One table and every module that reads it.
 
     Attributes
     ----------
     weight : Tensor of shape (num_embeddings, embedding_dim)
         The table.
-    modules : tuple of nn.Embedding
-        The distinct modules whose weight it is.
+    modules : tuple of nn.Embedding and nn.Linear
+        The distinct modules whose weight it is, embeddings first; a linear one is an output head.
     names : tuple of tuple of str
         For each module, every name it has in the model.
     """
 
     weight: Tensor
-    modules: tuple[nn.Embedding, ...]
+    modules: tuple[nn.Embedding | nn.Linear, ...]
     names: tuple[tuple[str, ...], ...]
 
     @property
@@ -37,27 +39,45 @@ class Table:
         return self.names[0][0]
 
     @property
+    def embedding(self) -> nn.Embedding:
+        """The first embedding that reads it; InputError if only a head does."""
+        first = self.modules[0]
+        if not isinstance(first, nn.Embedding):
+            raise InputError(f"{self.name!r} is read by an output head only, not an embedding.")
+        return first
+
+    @property
     def all_names(self) -> tuple[str, ...]:
         """Every name under which the table is read."""
         return tuple(name for group in self.names for name in group)
 
 
 def embedding_tables(model: nn.Module) -> list[Table]:
-    """Return every dense embedding table of the model, each once, in the order of the modules."""
+    """Return every dense table that an embedding reads, each once, in the order of the modules.
+
+    Output heads that are tied to such a table belong to it.
+    """
+    return [table for table in _all_tables(model) if isinstance(table.modules[0], nn.Embedding)]
+
+
+def _all_tables(model: nn.Module) -> list[Table]:
+    """Return the weights of all embeddings and linear layers with their readers."""
     by_weight: dict[int, dict[int, list[str]]] = {}
-    modules: dict[int, nn.Embedding] = {}
+    modules: dict[int, nn.Embedding | nn.Linear] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, nn.Embedding):
+        if isinstance(module, nn.Embedding | nn.Linear):
             modules[id(module)] = module
             by_weight.setdefault(id(module.weight), {}).setdefault(id(module), []).append(name)
-    return [
-        Table(
-            modules[next(iter(group))].weight,
-            tuple(modules[key] for key in group),
-            tuple(tuple(names) for names in group.values()),
-        )
-        for group in by_weight.values()
-    ]
+    return [_table(modules, group) for group in by_weight.values()]
+
+
+def _table(modules: dict[int, nn.Embedding | nn.Linear], group: dict[int, list[str]]) -> Table:
+    keys = sorted(group, key=lambda key: isinstance(modules[key], nn.Linear))
+    return Table(
+        modules[keys[0]].weight,
+        tuple(modules[key] for key in keys),
+        tuple(tuple(group[key]) for key in keys),
+    )
 
 
 def find_tables(model: nn.Module, names: Iterable[str] | None = None) -> list[Table]:
@@ -66,31 +86,42 @@ def find_tables(model: nn.Module, names: Iterable[str] | None = None) -> list[Ta
     Parameters
     ----------
     model : nn.Module
-        Any model. A transformers model says itself which table holds the tokens; in other
-        models the only embedding is taken.
+        Any model. A transformers model says itself which tables hold the tokens: those of its
+        input embeddings, and of an output head that is not tied to them. In other models the
+        only embedding is taken.
     names : iterable of str, optional
-        Names of embedding modules to take instead.
+        Names of embeddings and linear heads to take instead.
 
     Raises
     ------
     InputError
-        If a name is no dense embedding, or the choice is not clear without names.
+        If a name is no dense embedding or head, or the choice is not clear without names.
     """
-    tables = embedding_tables(model)
+    everything = _all_tables(model)
     if names is not None:
-        return _named(tables, tuple(names))
-    token_modules = {id(module) for module in _token_embeddings(model)}
-    chosen = [t for t in tables if token_modules & {id(module) for module in t.modules}]
-    if not chosen and not token_modules and len(tables) == 1:
+        return _named(everything, tuple(names))
+    tables = [table for table in everything if isinstance(table.modules[0], nn.Embedding)]
+    inputs = list(_token_modules(model, "get_input_embeddings"))
+    chosen = _reading(tables, inputs)
+    if not chosen and not inputs and len(tables) == 1:
         chosen = tables
     if not chosen:
-        done = any(isinstance(module, FactorizedEmbedding) for module in model.modules())
+        done = any(isinstance(module, FactorTable) for module in model.modules())
         hint = "the token table is already factorised" if done else "no token table was found"
         raise InputError(
             f"{hint} in {type(model).__name__}; embeddings that can be named with modules=[...]: "
             f"{[table.name for table in tables] or 'none'}."
         )
-    return chosen
+    heads = _reading(everything, list(_token_modules(model, "get_output_embeddings")))
+    # Some models name another layer as their output embeddings.
+    sizes = {len(table.weight) for table in chosen}
+    own = [head for head in heads if head not in chosen and len(head.weight) in sizes]
+    return chosen + own
+
+
+def _reading(tables: list[Table], modules: list[nn.Module]) -> list[Table]:
+    wanted = {id(module) for module in modules}
+    return [table for table in tables if wanted & {id(module) for module in table.modules}]
 
 
 def _named(tables: list[Table], names: tuple[str, ...]) -> list[Table]:
@@ -99,25 +130,54 @@ def _named(tables: list[Table], names: tuple[str, ...]) -> list[Table]:
         found = [table for table in tables if name in table.all_names]
         if not found:
             raise InputError(
-                f"{name!r} is not an embedding of the model; allowed are "
-                f"{[n for table in tables for n in table.all_names]}."
+                f"{name!r} is no dense embedding or head of the model; embeddings are "
+                f"{_embedding_names(tables)}, heads any nn.Linear."
             )
         if found[0] not in chosen:
             chosen.append(found[0])
     return chosen
 
 
-def _token_embeddings(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield what ``get_input_embeddings`` of the model, or of its outermost parts, returns."""
-    getter = getattr(model, "get_input_embeddings", None)
-    if callable(getter):
-        try:
-            yield getter()
-        except NotImplementedError:
-            return
+def _embedding_names(tables: list[Table]) -> list[str]:
+    return [
+        name
+        for table in tables
+        if isinstance(table.modules[0], nn.Embedding)
+        for name in table.all_names
+    ]
+
+
+def _token_modules(model: nn.Module, getter_name: str) -> Iterator[nn.Module]:
+    """Yield what ``getter_name()`` of the model, or of its outermost parts, returns.
+
+    The decoder of an encoder-decoder may have a vocabulary of its own.
+    """
+    getter = getattr(model, getter_name, None)
+    if not callable(getter):
+        for child in model.children():
+            yield from _token_modules(child, getter_name)
         return
-    for child in model.children():
-        yield from _token_embeddings(child)
+    for owner in (model, _decoder(model)):
+        with suppress(NotImplementedError, AttributeError):
+            found = getattr(owner, getter_name)()
+            if isinstance(found, nn.Module):
+                yield found
+
+
+def _decoder(model: Any) -> Any:
+    get_decoder = getattr(model, "get_decoder", None)
+    with suppress(NotImplementedError, AttributeError, TypeError):
+        return get_decoder() if callable(get_decoder) else None
+    return None
+
+
+def transformers_roots(module: nn.Module) -> Iterator[Any]:
+    """Yield the outermost transformers models in a module."""
+    if hasattr(module, "save_pretrained") and hasattr(module, "base_model_prefix"):
+        yield module
+        return
+    for child in module.children():
+        yield from transformers_roots(child)
 
 
 def check_replaceable(model: nn.Module, table: Table) -> None:
@@ -126,27 +186,29 @@ def check_replaceable(model: nn.Module, table: Table) -> None:
     Raises
     ------
     UnsupportedModelError
-        If a module that is no embedding holds the table too (a tied output head), or an
-        embedding computes something else than ``scale * weight[ids]``.
+        If a module that is neither embedding nor linear holds the table too, or a module computes
+        something else than ``scale * weight[ids]`` or ``x @ weight.T + bias``.
     InputError
         If an embedding uses ``max_norm``, ``scale_grad_by_freq`` or ``sparse``.
     """
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, nn.Embedding):
-            continue
         for key, parameter in module.named_parameters(recurse=False):
-            if parameter is table.weight:
-                head = f"{name}.{key}"
+            known = isinstance(module, nn.Embedding | nn.Linear) and key == "weight"
+            if parameter is table.weight and not known:
                 raise UnsupportedModelError(
-                    f"{table.name!r} is tied to the output head {head!r}, and factorised heads "
-                    "are not supported yet. Load the model without its head (AutoModel, or "
-                    "--base-model on the command line), or untie it first: head.weight = "
-                    "nn.Parameter(head.weight.detach().clone()) and "
-                    "model.config.tie_word_embeddings = False."
+                    f"{table.name!r} is also the parameter {name}.{key} of a "
+                    f"{type(module).__name__}; kflats replaces embeddings and linear heads. "
+                    "Untie it first, or name other tables with modules=[...]."
                 )
     for module in table.modules:
-        check_options(module)
-        scale_of(module)
+        if isinstance(module, nn.Embedding):
+            check_options(module)
+            scale_of(module)
+        elif type(module).forward is not nn.Linear.forward:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} reads {table.name!r} and is no plain nn.Linear; kflats "
+                "cannot replace it. Load the model without its head (AutoModel, or --base-model)."
+            )
 
 
 def scale_of(embedding: nn.Embedding) -> float:
@@ -162,7 +224,8 @@ def scale_of(embedding: nn.Embedding) -> float:
     """
     if type(embedding).forward is nn.Embedding.forward:
         return 1.0
-    scale = torch.as_tensor(getattr(embedding, "embed_scale", torch.nan))
+    scale = getattr(embedding, "embed_scale", torch.nan)
+    scale = scale if isinstance(scale, torch.Tensor) else torch.tensor(scale, dtype=torch.float64)
     ids = torch.linspace(0, embedding.num_embeddings - 1, 5).long().to(embedding.weight.device)
     with torch.no_grad():
         rows, plain = embedding(ids), embedding.weight[ids]

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import copy
-import io
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,14 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from kflats import Factorization, FactorizedEmbedding, FactorShape, InputError
-from kflats.errors import UnsupportedModelError
 from tests.conftest import spectral_table
-
-KINDS = {
-    "svd": {"n_clusters": 1, "affine": False},
-    "linear": {"n_clusters": 3, "affine": False},
-    "affine": {"n_clusters": 3, "affine": True},
-}
+from tests.layers.dense import (
+    DTYPES,
+    KINDS,
+    assert_same_gradients,
+    dense_table,
+    factors_of,
+    filled,
+    rounding,
+    wide_copy,
+)
 
 
 def make(
@@ -30,8 +30,7 @@ def make(
     dense = nn.Embedding.from_pretrained(
         spectral_table().to(dtype), freeze=False, padding_idx=padding_idx
     )
-    settings: dict[str, Any] = KINDS[kind]
-    factors = Factorization.projective(dense.weight, rank=8, **settings)
+    factors = factors_of(dense.weight, kind)
     layer = FactorizedEmbedding.from_embedding(dense, factors, exact_ids=torch.tensor(exact).long())
     table = factors.reconstruct()
     for index in exact:
@@ -42,8 +41,14 @@ def make(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "ids",
-    [torch.tensor(7), torch.tensor([]).long(), torch.randint(0, 400, (3, 5, 2))],
-    ids=["scalar", "empty", "three axes"],
+    [
+        torch.tensor(7),
+        torch.tensor([]).long(),
+        torch.arange(30).view(3, 5, 2) * 7,
+        (torch.arange(12) * 31).view(4, 3).T,
+        torch.tensor([[399]]).expand(2, 6),
+    ],
+    ids=["scalar", "empty", "three axes", "transposed", "expanded"],
 )
 def test_rows_are_those_of_the_factorisation(kind: str, ids: Tensor) -> None:
     layer, table = make(kind, exact=(0, 7, 399))
@@ -53,14 +58,39 @@ def test_rows_are_those_of_the_factorisation(kind: str, ids: Tensor) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_every_dtype(kind: str, dtype: torch.dtype) -> None:
-    layer, table = make(kind, dtype)
+    layer, _ = make(kind, dtype, exact=(3, 20))
     ids = torch.arange(400).flip(0)
+    table = dense_table(wide_copy(layer))
     assert layer(ids).dtype == dtype
-    # One rounding of the product, another of the sum with the mean.
-    tolerance = 4 * torch.finfo(dtype).eps
-    torch.testing.assert_close(layer(ids), table[ids], rtol=tolerance, atol=4 * tolerance)
+    torch.testing.assert_close(layer(ids).double(), table[ids], rtol=0, atol=rounding(dtype, table))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exact_rows_are_kept_to_the_bit(kind: str) -> None:
+    layer, table = make(kind, torch.float16, exact=(399, 7, 0, 7))
+    ids = torch.tensor([0, 7, 399])
+    assert layer.shape.n_exact == 3
+    assert torch.equal(layer(ids), table[ids])
+    assert torch.equal(layer.group_coefficients(-1), table[ids])
+
+
+@pytest.mark.parametrize("bad", [-1, 400])
+def test_exact_ids_outside_of_the_table_are_refused(bad: int) -> None:
+    with pytest.raises(InputError, match="must be between 0 and 399"):
+        make(exact=(bad, 3))
+
+
+def test_table_of_exact_rows_only() -> None:
+    shape = FactorShape(
+        num_embeddings=5, embedding_dim=3, counts=(5,), ranks=(3,), basis_ids=(-1,), affine=True
+    )
+    layer = filled(FactorizedEmbedding(shape))
+    layer(torch.tensor([1, 1, 4])).sum().backward()
+    assert layer.coefficients.grad is not None
+    assert layer.coefficients.grad.view(5, 3)[:, 0].tolist() == [0, 2, 0, 0, 1]
+    assert torch.equal(layer.dense_rows(), layer.coefficients.view(5, 3))
 
 
 @pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64])
@@ -86,31 +116,17 @@ def test_gradients_equal_those_of_dense_arithmetic(kind: str, padding_idx: int |
     target = torch.randn(2, 4, 24, dtype=torch.float64)
     (layer(ids) * target).sum().backward()
 
-    twin = copy.deepcopy(layer)
-    twin.zero_grad()
-    labels = torch.zeros(400).long() if twin.labels is None else twin.labels.long()
-    table = torch.einsum("nr,nrd->nd", twin.coefficients, twin.bases[labels])
-    if twin.means is not None:
-        table = table + twin.means[labels]
-    assert twin.exact_rows is not None
-    table = table.index_put((torch.tensor([5, 6]),), twin.exact_rows)
-    rows = table[ids]
+    twin = wide_copy(layer)
+    rows = dense_table(twin)[ids]
     if padding_idx is not None:
         rows = torch.where((ids == padding_idx)[..., None], rows.detach(), rows)
     (rows * target).sum().backward()
-    for (name, ours), (_, expected) in zip(
-        layer.named_parameters(), twin.named_parameters(), strict=True
-    ):
-        assert ours.grad is not None, name
-        torch.testing.assert_close(ours.grad, expected.grad, msg=name)
-        assert bool(ours.grad.any()), name
+    assert_same_gradients(layer, twin)
 
 
 def test_gradcheck() -> None:
-    shape = FactorShape(num_embeddings=9, embedding_dim=4, n_clusters=2, rank=2, affine=True)
-    layer = FactorizedEmbedding(shape, dtype=torch.float64)
-    assert layer.labels is not None
-    layer.labels.copy_(torch.arange(9) % 2)
+    shape = FactorShape.uniform(9, 4, n_clusters=2, rank=2, affine=True, n_exact=2)
+    layer = filled(FactorizedEmbedding(shape, dtype=torch.float64))
     generator = torch.Generator().manual_seed(0)
     inputs = [
         torch.randn(p.shape, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -128,15 +144,16 @@ def test_gradcheck() -> None:
 
 
 def test_operator_follows_the_rules_of_pytorch() -> None:
-    layer, _ = make("affine")
+    layer, _ = make("affine", exact=(2, 5))
     torch.library.opcheck(
         torch.ops.kflats.lookup.default,
         (
             torch.tensor([[1, 2], [2, 9]]),
             layer.coefficients,
             layer.bases,
-            layer.labels,
+            layer.places,
             layer.means,
+            *layer.sizes,
             -1,
         ),
     )
@@ -148,46 +165,6 @@ def test_frozen_parts_get_no_gradient() -> None:
     layer(torch.tensor([1, 2])).sum().backward()
     assert layer.coefficients.grad is None
     assert layer.bases.grad is not None
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_compiles_without_graph_breaks(kind: str) -> None:
-    layer, table = make(kind, exact=(2,), padding_idx=0)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    for shape in [(4,), (2, 7)]:
-        ids = torch.randint(0, 400, shape)
-        torch.testing.assert_close(compiled(ids), table[ids])
-    compiled(torch.tensor([1, 2])).sum().backward()
-    assert layer.bases.grad is not None
-
-
-@pytest.mark.slow
-def test_compiles_with_inductor() -> None:
-    layer, table = make()
-    compiled = torch.compile(layer, fullgraph=True)
-    ids = torch.randint(0, 400, (5,))
-    torch.testing.assert_close(compiled(ids), table[ids])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_deepcopy_and_state_dict_round_trip(kind: str) -> None:
-    layer, _ = make(kind, exact=(1, 2))
-    ids = torch.arange(400)
-    assert torch.equal(copy.deepcopy(layer)(ids), layer(ids))
-    fresh = FactorizedEmbedding(layer.shape)
-    file = io.BytesIO()
-    torch.save(layer.state_dict(), file)
-    file.seek(0)
-    fresh.load_state_dict(torch.load(file, weights_only=True))
-    assert torch.equal(fresh(ids), layer(ids))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_stores_what_the_shape_says(kind: str) -> None:
-    layer, _ = make(kind, torch.float16, exact=(1, 2))
-    assert sum(p.numel() for p in layer.parameters()) == layer.shape.num_parameters
-    stored = sum(t.numel() * t.element_size() for t in layer.state_dict().values())
-    assert stored == layer.num_bytes
 
 
 def test_to_embedding_gives_the_same_rows() -> None:
@@ -225,31 +202,14 @@ def test_factors_of_another_table_are_refused() -> None:
 
 
 def test_negative_padding_counts_from_the_end() -> None:
-    shape = FactorShape(num_embeddings=9, embedding_dim=4, n_clusters=1, rank=2)
+    shape = FactorShape.uniform(9, 4, n_clusters=1, rank=2)
     assert FactorizedEmbedding(shape, padding_idx=-1).padding_idx == 8
     with pytest.raises(InputError, match="padding_idx=9 must be within num_embeddings=9"):
         FactorizedEmbedding(shape, padding_idx=9)
 
 
-def test_weight_answers_what_it_is_and_refuses_values() -> None:
-    layer, _ = make(dtype=torch.bfloat16)
-    assert (layer.weight.dtype, layer.weight.shape) == (torch.bfloat16, (400, 24))
-    assert layer.weight.device == layer.bases.device
-    view: Any = layer.weight
-    reads: list[Callable[[], Any]] = [
-        lambda: view[3],
-        lambda: view.data,
-        lambda: nn.functional.linear(torch.zeros(1, 24), view),
-    ]
-    for read in reads:
-        with pytest.raises(UnsupportedModelError, match=r"to_embedding\(\)\.weight"):
-            read()
-
-
-def test_sharing_layers_have_one_set_of_factors() -> None:
-    layer, _ = make(exact=(1,))
-    alias = FactorizedEmbedding(layer.shape)
-    alias.share_with(layer)
-    assert {id(p) for p in alias.parameters()} == {id(p) for p in layer.parameters()}
-    assert torch.equal(alias(torch.arange(400)), layer(torch.arange(400)))
-    assert "labels" not in alias.state_dict()
+def test_print_shows_the_sizes() -> None:
+    layer, _ = make("affine", padding_idx=4, exact=(4,))
+    layer.scale = 3.0
+    sizes = "400, 24, n_clusters=3, rank=8, affine, n_exact=1, padding_idx=4, scale=3"
+    assert repr(layer) == f"FactorizedEmbedding({sizes})"

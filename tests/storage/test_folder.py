@@ -1,19 +1,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 import kflats
-from kflats import CheckpointError, CompressionConfig, FactorizedEmbedding, InputError
+from kflats import (
+    CheckpointError,
+    CompressionConfig,
+    FactorizedEmbedding,
+    InputError,
+)
 from tests.conftest import spectral_table, tiny_bert
-from tests.test_tables import TwoTables
 
 CONFIG = CompressionConfig(compression=0.4, n_clusters=2, exact_ids=(0, 3))
 
@@ -106,30 +109,11 @@ def test_shared_and_scaled_tables_round_trip(
     assert loaded.get_input_embeddings().scale == model.get_input_embeddings().scale
 
 
-def test_plain_module_round_trip_on_meta_never_holds_the_table(tmp_path: Path) -> None:
-    model = plain_model()
-    report = kflats.compress_(model, CONFIG)
-    kflats.save(model, tmp_path / "out")
-    with torch.device("meta"):
-        skeleton = nn.Sequential(nn.Embedding(400, 24), nn.Linear(24, 3))
-    loaded = kflats.load(tmp_path / "out", model=skeleton)
-    ids = torch.arange(400)
-    assert torch.equal(loaded(ids), model(ids))
-    assert loaded[0].padding_idx == 2
-    assert tensor_bytes(tmp_path / "out" / "model.safetensors") == report.model_bytes_after
-
-
-def test_plain_module_with_shared_table_round_trip(tmp_path: Path) -> None:
-    model = TwoTables()
-    model.places = nn.Embedding(50, 8)
-    model.places.weight = model.words.weight
-    kflats.compress_(model, CompressionConfig(rank=3, n_clusters=2, modules=("words",)))
-    kflats.save(model, tmp_path / "out")
-    fresh = TwoTables()
-    fresh.places = nn.Embedding(50, 8)
-    loaded = kflats.load(tmp_path / "out", model=fresh)
-    assert loaded.places.coefficients is loaded.words.coefficients
-    assert torch.equal(loaded.places(torch.arange(50)), model.words(torch.arange(50)))
+def test_files_that_trainer_resumes_from_are_let_be(tmp_path: Path) -> None:
+    saved_bert(tmp_path / "out")
+    for name in ("training_args.bin", "optimizer.pt", "rng_state_0.pth"):
+        (tmp_path / "out" / name).write_bytes(b"")
+    assert type(kflats.load(tmp_path / "out")).__name__ == "BertModel"
 
 
 def test_dense_table_exists_on_meta_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,88 +176,9 @@ def test_dense_model_is_not_saved(tmp_path: Path) -> None:
         kflats.save(tiny_bert(), tmp_path / "out")
 
 
-def truncate(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1000])
-
-
-def drop_tensor(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    del tensors["embeddings.word_embeddings.bases"]
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def bend_tensor(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    name = "embeddings.word_embeddings.labels"
-    tensors[name] = tensors[name][:7].clone()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def edit_config(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
-    def edit(folder: Path) -> None:
-        config = json.loads((folder / "config.json").read_text())
-        change(config["quantization_config"])
-        (folder / "config.json").write_text(json.dumps(config))
-
-    return edit
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (truncate, r"model\.safetensors is damaged or cut short"),
-        (drop_tensor, r"no tensor 'embeddings\.word_embeddings\.bases'"),
-        (bend_tensor, r"'embeddings\.word_embeddings\.labels' has shape \(7,\)"),
-        (
-            edit_config(lambda c: c.update(format_version=2)),
-            "format_version=2; this kflats",
-        ),
-        (edit_config(lambda c: c.pop("quant_method")), "describes no factorised layer"),
-    ],
-    ids=["truncated", "missing", "wrong shape", "newer version", "not ours"],
-)
-def test_damaged_folders_name_what_is_wrong(
-    tmp_path: Path, damage: Callable[[Path], None], message: str
-) -> None:
-    saved_bert(tmp_path / "out")
-    damage(tmp_path / "out")
-    with pytest.raises(CheckpointError, match=message):
-        kflats.load(tmp_path / "out")
-
-
-def test_unknown_field_is_refused(tmp_path: Path) -> None:
-    saved_bert(tmp_path / "out")
-    edit_config(lambda c: c.update(colour="blue"))(tmp_path / "out")
-    with pytest.raises(InputError, match=r"unknown fields .*colour"):
-        kflats.load(tmp_path / "out")
-
-
-def test_unknown_architecture_is_named(tmp_path: Path) -> None:
-    saved_bert(tmp_path / "out")
-    path = tmp_path / "out" / "config.json"
-    path.write_text(path.read_text().replace('"BertModel"', '"BertoldModel"'))
-    with pytest.raises(CheckpointError, match="architecture 'BertoldModel'"):
-        kflats.load(tmp_path / "out")
-
-
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere is not a folder"):
         kflats.load(tmp_path / "nowhere")
-
-
-def test_other_plain_model_is_refused_and_unchanged(tmp_path: Path) -> None:
-    model = plain_model()
-    kflats.compress_(model, CONFIG)
-    kflats.save(model, tmp_path / "out")
-    with pytest.raises(InputError, match="pass model="):
-        kflats.load(tmp_path / "out")
-    other = nn.Sequential(nn.Embedding(400, 24), nn.Linear(24, 4))
-    with pytest.raises(CheckpointError, match=r"tensor '1\.bias' has shape \(3,\).*\(4,\)"):
-        kflats.load(tmp_path / "out", model=other)
-    assert type(other[0]) is nn.Embedding
-    with pytest.raises(CheckpointError, match=r"factorised table '0' of shape \(400, 24\)"):
-        kflats.load(tmp_path / "out", model=nn.Sequential(nn.Embedding(9, 4), nn.Linear(24, 3)))
 
 
 def test_sentence_transformer_round_trip(tmp_path: Path, minilm_path: str) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from kflats.budget import Budget, FactorShape
+from kflats.budget import Budget
 from kflats.errors import BudgetError
 from kflats.factorization import Factorization
+from kflats.shape import FactorShape
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,14 @@ class GridPoint:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON object."""
-        return {**asdict(self), "method": self.method, "relative_error": self.relative_error}
+        return {
+            **asdict(self),
+            "shape": self.shape.to_dict(),
+            "n_clusters": self.shape.n_clusters,
+            "rank": self.shape.rank,
+            "method": self.method,
+            "relative_error": self.relative_error,
+        }
 
 
 def factorizations(

@@ -100,7 +100,7 @@ def compare(
                     replace_module(encoder, name, own)
         return 100 * float(spearmanr(reference.numpy(), cosines.numpy()).statistic)
 
-    padding = table.modules[0].padding_idx
+    padding = table.embedding.padding_idx
     for name, make in BASELINES.items():
         announce(name)
         baseline = make(weight)
@@ -108,7 +108,7 @@ def compare(
         error = relative_error(weight, baseline.table)
         yield Row(name, None, None, weight.numel(), baseline.num_bytes, error, similarity(module))
     for point, factors in factorizations(weight, compressions, n_clusters, on_start=announce):
-        layer = FactorizedEmbedding.from_embedding(table.modules[0], factors)
+        layer = FactorizedEmbedding.from_embedding(table.embedding, factors)
         yield Row(
             point.method,
             point.compression,

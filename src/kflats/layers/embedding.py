@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+import inspect
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from kflats.budget import FactorShape, label_dtype
 from kflats.errors import InputError
-from kflats.factorization import Factorization
-from kflats.layers.lookup import lookup
-from kflats.layers.weight import TableView
+from kflats.layers.table import FactorTable
+from kflats.shape import FactorShape
+
+if TYPE_CHECKING:
+    from kflats.factorization import Factorization
 
 _REFUSED = {"max_norm": None, "scale_grad_by_freq": False, "sparse": False}
 
 
-class FactorizedEmbedding(nn.Module):
-    """An embedding whose rows are ``coefficients[i] @ bases[labels[i]]``.
+class FactorizedEmbedding(FactorTable):
+    """An embedding whose rows are coefficients times the basis of their cluster.
 
     The paper's section 3.2: ``n_clusters`` parallel layers of ``rank`` outputs and one layer that
-    recombines them. Only a row's own ``rank`` coefficients are stored, not the zeros at the
-    places of the other clusters. A new layer holds zeros; :meth:`from_embedding` fills one.
+    recombines them. Only a row's own coefficients are stored, not the zeros at the places of the
+    other clusters. A new layer holds zeros; :meth:`from_embedding` fills one.
 
     Parameters
     ----------
     shape : FactorShape
-        Rows, columns, clusters, rank, and whether there are means and exact rows.
+        Rows, columns, and the groups of rows.
     padding_idx : int, optional
         Id whose row gives no gradient, as in :class:`torch.nn.Embedding`; may be negative.
     scale : float, default=1.0
@@ -36,22 +38,13 @@ class FactorizedEmbedding(nn.Module):
 
     Attributes
     ----------
-    coefficients : Parameter of shape (num_embeddings, rank)
-        One row per id.
-    bases : Parameter of shape (n_clusters, rank, embedding_dim)
-        Orthonormal rows when fresh; training may change them.
-    labels : Tensor of shape (num_embeddings,) or None
-        Cluster of every row in the smallest integer type; None for one cluster. A buffer.
-    means : Parameter of shape (n_clusters, embedding_dim) or None
-        Points of affine flats.
-    exact_ids : Tensor of shape (n_exact,), int32, or None
-        Ascending ids of the rows stored as they are. A buffer.
-    exact_rows : Parameter of shape (n_exact, embedding_dim) or None
-        Those rows.
+    coefficients, bases, means, labels, places
+        See :class:`kflats.layers.FactorTable`.
 
     Examples
     --------
     >>> import torch
+    >>> from kflats import Factorization
     >>> dense = torch.nn.Embedding(100, 16)
     >>> factors = Factorization.svd(dense.weight, rank=16)
     >>> layer = FactorizedEmbedding.from_embedding(dense, factors)
@@ -60,8 +53,11 @@ class FactorizedEmbedding(nn.Module):
     True
     """
 
-    labels: Tensor | None
-    exact_ids: Tensor | None
+    # What nn.Embedding has too; check_options refuses other values.
+    max_norm: float | None = None
+    norm_type = 2.0
+    scale_grad_by_freq = False
+    sparse = False
 
     def __init__(
         self,
@@ -72,25 +68,10 @@ class FactorizedEmbedding(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.shape = shape
+        super().__init__(shape, device=device, dtype=dtype)
         self.padding_idx = _normal_padding(padding_idx, shape.num_embeddings)
         self.scale = scale
-
-        def parameter(*sizes: int) -> nn.Parameter:
-            return nn.Parameter(torch.zeros(*sizes, device=device, dtype=dtype))
-
-        n, d, k = shape.num_embeddings, shape.embedding_dim, shape.n_clusters
-        self.coefficients = parameter(n, shape.rank)
-        self.bases = parameter(k, shape.rank, d)
-        self.means = parameter(k, d) if shape.affine else None
-        self.exact_rows = parameter(shape.n_exact, d) if shape.n_exact else None
-        kind = label_dtype(k)
-        self.register_buffer(
-            "labels", None if kind is None else torch.zeros(n, dtype=kind, device=device)
-        )
-        ids = torch.arange(shape.n_exact, dtype=torch.int32, device=device)
-        self.register_buffer("exact_ids", ids if shape.n_exact else None)
+        self.dense_class: type[nn.Embedding] = nn.Embedding
 
     @classmethod
     def from_factorization(
@@ -108,31 +89,20 @@ class FactorizedEmbedding(nn.Module):
         factorization : Factorization
             What to store.
         exact : pair of Tensors, optional
-            Ids of shape (m,) and their rows of shape (m, embedding_dim), stored as they are.
+            Distinct ids of shape (m,) and their rows of shape (m, embedding_dim), stored as they
+            are instead of coefficients.
         padding_idx, scale
             See the class.
         """
-        n_exact = 0 if exact is None else len(exact[0])
-        sizes = {**factorization.shape.to_dict(), "n_exact": n_exact}
         like = factorization.coefficients
         layer = cls(
-            FactorShape(**sizes),
+            cls.shape_of(factorization, exact),
             padding_idx=padding_idx,
             scale=scale,
             device=like.device,
             dtype=like.dtype,
         )
-        with torch.no_grad():
-            layer.coefficients.copy_(factorization.coefficients)
-            layer.bases.copy_(factorization.bases)
-            if layer.means is not None and factorization.means is not None:
-                layer.means.copy_(factorization.means)
-            if layer.labels is not None:
-                layer.labels.copy_(factorization.labels)
-            if exact is not None and layer.exact_ids is not None:
-                order = torch.argsort(exact[0])
-                layer.exact_ids.copy_(exact[0][order])
-                layer.exact_rows.copy_(exact[1][order])  # type: ignore[union-attr]
+        layer.fill(factorization, exact)
         return layer
 
     @classmethod
@@ -161,19 +131,11 @@ class FactorizedEmbedding(nn.Module):
             ``sparse``, which change the table or its gradient in ways factors cannot follow.
         """
         check_options(embedding)
-        sizes = (factorization.num_embeddings, factorization.embedding_dim)
-        if tuple(embedding.weight.shape) != sizes:
-            raise InputError(
-                f"the embedding is {tuple(embedding.weight.shape)} and the factorisation {sizes}; "
-                "factor embedding.weight itself."
-            )
-        exact = None
-        if exact_ids is not None and len(exact_ids):
-            ids = exact_ids.to(embedding.weight.device)
-            exact = (ids, embedding.weight.detach()[ids])
+        exact = exact_pair(embedding.weight, factorization, exact_ids)
         layer = cls.from_factorization(
             factorization, exact=exact, padding_idx=embedding.padding_idx
         )
+        layer.dense_class = dense_class_of(embedding)
         return layer.requires_grad_(embedding.weight.requires_grad).train(embedding.training)
 
     @property
@@ -187,14 +149,9 @@ class FactorizedEmbedding(nn.Module):
         return self.shape.embedding_dim
 
     @property
-    def weight(self) -> TableView:
-        """Shape, dtype and device of the table for code that asks; values raise."""
-        return TableView(self.coefficients, self.embedding_dim)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the parameters and buffers, as they lie on disk."""
-        return self.shape.num_bytes(self.coefficients.dtype)
+    def embed_scale(self) -> float | None:
+        """``scale``, or None for 1, under the name that the scaled embeddings have."""
+        return None if self.scale == 1.0 else self.scale
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the rows of ``ids`` times ``scale``, shape (*ids.shape, embedding_dim).
@@ -204,43 +161,36 @@ class FactorizedEmbedding(nn.Module):
         IndexError
             If an id is negative or not below ``num_embeddings``.
         """
-        rows = self.rows(ids)
+        rows = self.rows(ids, self.padding_idx)
         return rows if self.scale == 1.0 else rows * self.scale
 
-    def rows(self, ids: Tensor) -> Tensor:
-        """Return the rows of the table, before ``scale``."""
-        padding = -1 if self.padding_idx is None else self.padding_idx
-        rows: Tensor = lookup(ids, self.coefficients, self.bases, self.labels, self.means, padding)
-        if self.exact_ids is None or self.exact_rows is None:
-            return rows
-        known = self.exact_ids.to(ids.dtype)
-        place = torch.searchsorted(known, ids).clamp_max(len(known) - 1)
-        exact = nn.functional.embedding(place, self.exact_rows)
-        if self.padding_idx is not None:
-            exact = torch.where((ids == padding)[..., None], exact.detach(), exact)
-        return torch.where((known[place] == ids)[..., None], exact, rows)
+    @property
+    def folds_scale(self) -> bool:
+        """Whether the dense table must hold the scale, since its class has none."""
+        return self.scale != 1.0 and self.dense_class is nn.Embedding
 
-    def share_with(self, other: FactorizedEmbedding) -> None:
-        """Use the parameters and buffers of ``other`` from now on, as tied modules do."""
-        if self.shape != other.shape:
-            raise InputError(f"{self.shape} cannot share the factors of {other.shape}.")
-        for name, parameter in other.named_parameters(recurse=False):
-            setattr(self, name, parameter)
-        for name, buffer in other.named_buffers(recurse=False):
-            self.register_buffer(name, buffer, persistent=False)
+    def to_embedding(self, weight: nn.Parameter | None = None) -> nn.Embedding:
+        """Return the dense embedding with the same output, of the class it once replaced.
 
-    def to_embedding(self) -> nn.Embedding:
-        """Return an ``nn.Embedding`` with the same output: builds the dense table."""
-        with torch.no_grad():
-            ids = torch.arange(self.num_embeddings, device=self.coefficients.device)
-            dense: nn.Embedding = nn.Embedding.from_pretrained(
-                self(ids), freeze=not self.coefficients.requires_grad, padding_idx=self.padding_idx
-            )
-        return dense.train(self.training)
+        Builds the dense table, unless another module that shares it gives ``weight``.
+        """
+        like = self.coefficients
+        if weight is None or self.folds_scale:
+            table = self.dense_rows()
+            table = table * self.scale if self.folds_scale else table
+            weight = nn.Parameter(table, requires_grad=like.requires_grad)
+        plain = self.dense_class is nn.Embedding
+        scale: dict[str, Any] = {} if plain else {"embed_scale": self.scale}
+        dense = self.dense_class(1, 1, padding_idx=None, **scale)
+        dense = dense.to(like.device, like.dtype).train(self.training)
+        dense.num_embeddings, dense.embedding_dim = weight.shape
+        dense.padding_idx = self.padding_idx
+        dense.weight = weight
+        return dense
 
     def extra_repr(self) -> str:
         """Describe the sizes in ``print(model)``."""
-        text = ", ".join(f"{name}={value}" for name, value in self.shape.to_dict().items() if value)
+        text = super().extra_repr()
         if self.padding_idx is not None:
             text += f", padding_idx={self.padding_idx}"
         return text if self.scale == 1.0 else f"{text}, scale={self.scale:g}"
@@ -255,6 +205,32 @@ def check_options(embedding: nn.Embedding) -> None:
                 f"the embedding has {name}={value}, which a factorised table cannot keep; "
                 f"set {name}={harmless} first if training does not need it."
             )
+
+
+def dense_class_of(embedding: nn.Module) -> type[nn.Embedding]:
+    """Return the class that ``to_embedding`` makes again: the own one if it takes a scale."""
+    if isinstance(embedding, FactorizedEmbedding):
+        return embedding.dense_class
+    found = cast(type[nn.Embedding], type(embedding))
+    return found if "embed_scale" in inspect.signature(found).parameters else nn.Embedding
+
+
+def exact_pair(
+    weight: Tensor, factorization: Factorization, exact_ids: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
+    """Return the ids and rows to store as they are, after a check of the sizes."""
+    sizes = (factorization.num_embeddings, factorization.embedding_dim)
+    if tuple(weight.shape) != sizes:
+        raise InputError(
+            f"the table is {tuple(weight.shape)} and the factorisation {sizes}; factor the weight "
+            "of the module itself."
+        )
+    if exact_ids is None or not len(exact_ids):
+        return None
+    ids = exact_ids.to(weight.device).long().unique()
+    if int(ids[0]) < 0 or int(ids[-1]) >= len(weight):
+        raise InputError(f"exact_ids={ids.tolist()} must be between 0 and {len(weight) - 1}.")
+    return ids, weight.detach()[ids]
 
 
 def _normal_padding(padding_idx: int | None, num_embeddings: int) -> int | None:

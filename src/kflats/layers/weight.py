@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
+from torch import Tensor
 
 from kflats.errors import UnsupportedModelError
 
+if TYPE_CHECKING:
+    from kflats.layers.table import FactorTable
+
 
 class TableView:
-    """Stands for the dense table where only its kind is read, not its values.
+    """Stands for the dense table, which does not exist.
 
-    Models look at ``embedding.weight.dtype``, ``.device`` or ``.shape``; those answers are free.
-    Anything that needs values raises, because the dense table does not exist.
+    Free: ``shape``, ``size()``, ``dtype``, ``device``, ``requires_grad``. Computed from the
+    factors, differentiably: rows by id (``weight[ids]``, ``F.embedding(ids, weight)``) and
+    products with hidden states (``hidden @ weight.T``, ``F.linear(hidden, weight)``), which some
+    models do by hand. Anything else raises: the dense table is built on demand by
+    ``layer.dense_rows()`` only.
 
     Parameters
     ----------
-    coefficients : torch.Tensor of shape (num_embeddings, rank)
-        Gives dtype, device and ``requires_grad``.
-    embedding_dim : int
-        Columns of the table.
+    table : FactorTable
+        The layer.
+    transposed : bool, default=False
+        Whether it stands for the transposed table.
     """
 
     _is_hf_initialized = True  # transformers must not draw random values for it
+    is_leaf = True
+    ndim = 2
 
-    def __init__(self, coefficients: torch.Tensor, embedding_dim: int) -> None:
-        self.dtype = coefficients.dtype
-        self.device = coefficients.device
-        self.requires_grad = coefficients.requires_grad
-        self.shape = torch.Size((coefficients.shape[0], embedding_dim))
-        self.ndim = 2
+    def __init__(self, table: FactorTable, transposed: bool = False) -> None:
+        self._table = table
+        self._transposed = transposed
+        n, d = table.shape.num_embeddings, table.shape.embedding_dim
+        self.dtype = table.coefficients.dtype
+        self.device = table.coefficients.device
+        self.requires_grad = table.coefficients.requires_grad
+        self.shape = torch.Size((d, n) if transposed else (n, d))
 
     def size(self, dim: int | None = None) -> torch.Size | int:
         """Return the shape of the table, or one size."""
@@ -45,6 +56,17 @@ class TableView:
         """Return the number of entries of the dense table."""
         return self.shape.numel()
 
+    def data_ptr(self) -> int:
+        """Return an address that two views share if they stand for one table."""
+        return self._table.coefficients.data_ptr()
+
+    def t(self) -> TableView:
+        """Return the view of the transposed table."""
+        return TableView(self._table, not self._transposed)
+
+    T = property(t)
+    mT = T  # noqa: N815  torch's name
+
     def __len__(self) -> int:
         return self.shape[0]
 
@@ -56,19 +78,84 @@ class TableView:
             raise AttributeError(name)
         self._refuse(f".{name}")
 
-    def __getitem__(self, index: object) -> NoReturn:
-        self._refuse("[...]")
+    def __getitem__(self, index: Any) -> Tensor:
+        """Return the rows of an id, a tensor or a list of ids; slices are refused."""
+        if isinstance(index, tuple) and len(index) == 2 and _is_whole(index[1]):
+            index = index[0]
+        if self._transposed or isinstance(index, _NO_IDS) or index is None:
+            self._refuse("[...]")
+        ids = torch.as_tensor(index, device=self.device)
+        if not ids.numel():
+            ids = ids.long()
+        if ids.is_floating_point() or ids.dtype == torch.bool:
+            self._refuse("[...]")
+        return self._table.rows(torch.where(ids < 0, ids + len(self), ids))
+
+    def __rmatmul__(self, hidden: Tensor) -> Tensor:
+        return self._product(hidden)
+
+    def _product(self, hidden: Tensor) -> Tensor:
+        if not self._transposed:
+            self._refuse(" in a product with the table, not its transpose")
+        return self._table.product(hidden)
 
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> NoReturn:
-        cls._refuse(f" in torch.{getattr(func, '__name__', func)}")
+    ) -> Tensor:
+        if func not in _FUNCTIONS:
+            cls._refuse(f" in torch.{getattr(func, '__name__', func)}")
+        return _FUNCTIONS[func](*args, **(kwargs or {}))
 
     @staticmethod
     def _refuse(what: str) -> NoReturn:
         raise UnsupportedModelError(
             f"the values of a factorised table were read (weight{what}), but it is not stored as "
-            "a matrix. Call the layer with ids, or build the dense table with "
-            "layer.to_embedding().weight."
+            "a matrix. Call the layer with ids, or build the dense table with layer.dense_rows()."
         )
+
+
+_NO_IDS = slice | tuple | bool | type(Ellipsis)
+
+
+def _is_whole(part: object) -> bool:
+    return part is Ellipsis or (isinstance(part, slice) and part == slice(None))
+
+
+def _view(value: Any, what: str) -> TableView:
+    """Return the view in the place of an argument where it can serve."""
+    if not isinstance(value, TableView):
+        TableView._refuse(f" as another argument of {what}")
+    return value
+
+
+def _linear(input: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+    result = _view(weight, "linear").t()._product(input)
+    return result if bias is None else result + bias.to(result.dtype)
+
+
+def _matmul(input: Tensor, other: Any) -> Tensor:  # noqa: A002
+    return _view(other, "matmul")._product(input)
+
+
+def _embedding(
+    input: Tensor,  # noqa: A002
+    weight: Any,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    *_: Any,
+    **__: Any,
+) -> Tensor:
+    view = _view(weight, "embedding")
+    if view._transposed or max_norm is not None:
+        view._refuse(" in embedding, transposed or with max_norm")
+    return view._table.rows(input, padding_idx)
+
+
+_FUNCTIONS: dict[Any, Callable[..., Tensor]] = {
+    torch.matmul: _matmul,
+    torch.Tensor.matmul: _matmul,
+    torch.Tensor.__matmul__: _matmul,
+    torch.nn.functional.linear: _linear,
+    torch.nn.functional.embedding: _embedding,
+}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kflats.budget import FactorShape
+from kflats.shape import FactorShape
 
 
 def provenance() -> dict[str, str]:
@@ -33,6 +33,8 @@ class TableReport:
     ----------
     name : str
         Module name; a shared table has the name of its first reader.
+    readers : tuple of str
+        All modules that read it, tied output heads among them.
     method : str
         How the subspaces were found.
     shape : FactorShape
@@ -48,6 +50,7 @@ class TableReport:
     """
 
     name: str
+    readers: tuple[str, ...]
     method: str
     shape: FactorShape
     dtype: str
@@ -65,6 +68,10 @@ class TableReport:
         """Return a JSON object, derived figures included."""
         return {
             **asdict(self),
+            "readers": list(self.readers),
+            "shape": self.shape.to_dict(),
+            "n_clusters": self.shape.n_clusters,
+            "rank": self.shape.rank,
             "parameters_before": self.shape.dense_parameters,
             "parameters_after": self.shape.num_parameters,
             "compression": self.compression,
@@ -99,8 +106,9 @@ class CompressionReport:
 
     def __str__(self) -> str:
         lines = [
-            f"{t.name}: {t.shape.num_embeddings} x {t.shape.embedding_dim}, {t.method}, "
-            f"n_clusters={t.shape.n_clusters}, rank={t.shape.rank}: {t.bytes_before:,} -> "
+            f"{' = '.join(t.readers)}: {t.shape.num_embeddings} x {t.shape.embedding_dim}, "
+            f"{t.method}, n_clusters={t.shape.n_clusters}, rank={t.shape.rank}: "
+            f"{t.bytes_before:,} -> "
             f"{t.bytes_after:,} bytes ({t.compression:.1%} of the parameters removed), "
             f"relative_error={t.relative_error:.4f}"
             for t in self.tables

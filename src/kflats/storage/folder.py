@@ -16,15 +16,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 
 from kflats.errors import CheckpointError, InputError
 from kflats.report import CompressionReport
-from kflats.storage.manifest import LayerSpec, check_version, specs_of, tensor_shapes
-from kflats.storage.plain import MANIFEST, read_plain, write_plain
+from kflats.report.card import model_card
+from kflats.storage.check import check_folder, read_json, read_manifest
+from kflats.storage.info import folder_info
+from kflats.storage.manifest import factor_layers
+from kflats.storage.plain import read_plain, write_plain
 
 REPORT = "kflats_report.json"
+CARD = "README.md"
 
 
 def check_new_folder(target: Path) -> None:
@@ -73,8 +77,9 @@ def save(
     *,
     report: CompressionReport | None = None,
     extras: Callable[[Path], None] | None = None,
+    **options: Any,
 ) -> Path:
-    """Write a compressed model to a new folder.
+    """Write a compressed model with a model card to a new folder.
 
     Parameters
     ----------
@@ -86,6 +91,8 @@ def save(
         Kept beside the weights as ``kflats_report.json``.
     extras : callable, optional
         Called with the unfinished folder to add files, such as a tokenizer.
+    **options
+        Passed to the ``save_pretrained`` of the model, for instance ``max_shard_size``.
 
     Returns
     -------
@@ -99,16 +106,51 @@ def save(
     CheckpointError
         If the folder exists or cannot be written.
     """
-    if not specs_of(model):
+    if not factor_layers(model):
         raise InputError(f"{type(model).__name__} has no factorised layer: run compress_ first.")
-    target = Path(folder)
+    return _save(model, Path(folder), report, extras, options)
+
+
+def save_dense(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    extras: Callable[[Path], None] | None = None,
+) -> Path:
+    """Write a model without factorised layers by its own ``save_pretrained`` to a new folder.
+
+    Raises
+    ------
+    InputError
+        If the model has factorised layers or no ``save_pretrained``.
+    CheckpointError
+        If the folder exists or cannot be written.
+    """
+    if factor_layers(model) or not hasattr(model, "save_pretrained"):
+        raise InputError(
+            f"{type(model).__name__} has factorised layers or no save_pretrained: call to_dense_ "
+            "first; a plain module is saved with safetensors.torch.save_model."
+        )
+    return _save(model, Path(folder), None, extras, {})
+
+
+def _save(
+    model: nn.Module,
+    target: Path,
+    report: CompressionReport | None,
+    extras: Callable[[Path], None] | None,
+    options: dict[str, Any],
+) -> Path:
     with new_folder(target) as partial:
         try:
-            _write(model, partial)
+            _write(model, partial, options)
             if extras is not None:
                 extras(partial)
             if report is not None:
                 _write_json(partial / REPORT, report.to_dict())
+            if factor_layers(model):
+                card = model_card(folder_info(partial), target.name)
+                (partial / CARD).write_text(card, encoding="utf-8")
         except (OSError, SafetensorError) as error:
             if isinstance(error, CheckpointError):
                 raise
@@ -156,62 +198,14 @@ def load(folder: str | os.PathLike[str], *, model: nn.Module | None = None, **op
         raise InputError(
             f"{source} holds a plain module: pass model=, the dense model to load into."
         )
-    return read_plain(source, _described(source)[0], model)
+    return read_plain(source, read_manifest(source)[0], model)
 
 
-def check_folder(folder: Path) -> None:
-    """Compare the description of the factorised layers with the tensors in the files.
-
-    Raises
-    ------
-    CheckpointError
-        Naming the file and the tensor, if one is missing, damaged or has a wrong shape.
-    """
-    specs, where = _described(folder)
-    found = {}
-    for path in sorted(where.parent.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                found.update({key: tuple(file.get_slice(key).get_shape()) for key in file.keys()})  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is damaged or cut short: {error}") from error
-    for name, shape in tensor_shapes(specs).items():
-        if name not in found:
-            raise CheckpointError(
-                f"{where.parent} has no tensor {name!r}, which {where.name} announces."
-            )
-        if found[name] != shape:
-            raise CheckpointError(
-                f"{where.parent}: tensor {name!r} has shape {found[name]}, {where.name} "
-                f"announces {shape}."
-            )
-
-
-def _described(folder: Path) -> tuple[dict[str, LayerSpec], Path]:
-    """Return the specs in a folder and the file that holds them."""
-    for path in [folder / MANIFEST, folder / "config.json", *sorted(folder.glob("*/config.json"))]:
-        if not path.exists():
-            continue
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-        block = data if path.name == MANIFEST else data.get("quantization_config") or {}
-        if path.name == MANIFEST or block.get("quant_method") == "kflats":
-            check_version(block.get("format_version"), str(path))
-            modules = block["modules"].items()
-            return {name: LayerSpec.from_dict(spec) for name, spec in modules}, path
-    raise CheckpointError(
-        f"{folder} describes no factorised layer (no {MANIFEST}, no config.json with "
-        "quant_method kflats): load it with the library that wrote it."
-    )
-
-
-def _write(model: nn.Module, folder: Path) -> None:
+def _write(model: nn.Module, folder: Path, options: dict[str, Any]) -> None:
     if hasattr(model, "save_pretrained"):
         cards = {"create_model_card": False} if (hasattr(model, "encode")) else {}
         writer: Any = model
-        writer.save_pretrained(str(folder), **cards)
+        writer.save_pretrained(str(folder), **cards, **options)
         return
     write_plain(model, folder)
 
@@ -238,7 +232,7 @@ def _register() -> None:
 def _architecture(folder: Path) -> Any:
     import transformers
 
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     names = config.get("architectures") or ["AutoModel"]
     found = getattr(transformers, names[0], None)
     if found is None:

@@ -1,115 +1,228 @@
-"""The description of factorised layers in a checkpoint: what a skeleton needs before weights."""
+"""The description of factorised tables in a checkpoint: what a skeleton needs before weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from torch import nn
 
-from kflats.budget import FactorShape
 from kflats.errors import CheckpointError, InputError
-from kflats.layers import FactorizedEmbedding
+from kflats.layers import FactorizedEmbedding, FactorizedLinear, FactorTable
+from kflats.layers.table import FILE_NAMES
+from kflats.shape import FactorShape, check_fields
 
-FORMAT_VERSION = 1
-FILE_NAMES = {"coefficients": "weight"}
-"""Names in the file of the tensors that are called otherwise in the layer."""
+FORMAT_VERSION = 2
+_STORED = ("coefficients", "bases", "means")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerSpec:
-    """One factorised layer.
+class TableSpec:
+    """One factorised table: its tensors lie under the name of the first module that reads it.
 
     Attributes
     ----------
     shape : FactorShape
-        Sizes of the factors.
-    padding_idx : int or None
-        As in ``nn.Embedding``.
-    scale : float
-        Factor on the output.
-    shares : str or None
-        Name of the module whose factors it uses; None if it has its own.
+        Rows, columns, and the groups of rows with their ranks and bases.
+    storage : dict
+        How each tensor is stored; 'float' is the only kind of this format version.
+    origin : dict
+        How the factors were found (method, relative error); empty if unknown.
     """
 
     shape: FactorShape
-    padding_idx: int | None
-    scale: float
-    shares: str | None
+    storage: dict[str, str]
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Return the spec a JSON object describes; what is unknown or missing is refused."""
+        check_fields(data, ["shape", "storage", "origin"], "a factorised table")
+        shape = FactorShape.from_dict(data["shape"])
+        expected = _float_storage(shape)
+        if data["storage"] != expected:
+            raise InputError(
+                f"storage is {data['storage']}, this kflats reads {expected}: install a newer one."
+            )
+        if not isinstance(data["origin"], dict):
+            raise InputError(f"origin must be an object, got {data['origin']!r}.")
+        return cls(shape=shape, storage=data["storage"], origin=data["origin"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleSpec:
+    """One module that reads a factorised table.
+
+    Attributes
+    ----------
+    kind : {'embedding', 'linear'}
+        A :class:`FactorizedEmbedding` or an output head, :class:`FactorizedLinear`.
+    table : str
+        Name of the table.
+    padding_idx : int or None
+        As in ``nn.Embedding``; None for heads.
+    scale : float
+        Factor on the output of an embedding.
+    """
+
+    kind: str
+    table: str
+    padding_idx: int | None = None
+    scale: float = 1.0
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Return the spec a JSON object describes; what is unknown or missing is refused."""
+        check_fields(data, ["kind", "table", "padding_idx", "scale"], "a factorised module")
+        spec = cls(**data)
+        if not isinstance(spec.table, str):
+            raise InputError(f"table={spec.table!r} must be a name.")
+        if spec.kind not in ("embedding", "linear"):
+            raise InputError(f"kind={spec.kind!r} must be 'embedding' or 'linear'.")
+        if type(spec.scale) not in (int, float):
+            raise InputError(f"scale={spec.scale!r} must be a number.")
+        if spec.padding_idx is not None and type(spec.padding_idx) is not int:
+            raise InputError(f"padding_idx={spec.padding_idx!r} must be a whole number or null.")
+        return spec
+
+    def empty_layer(self, shape: FactorShape) -> FactorTable:
+        """Return a layer of these sizes without storage."""
+        if self.kind == "linear":
+            return FactorizedLinear(shape, device="meta")
+        return FactorizedEmbedding(
+            shape, padding_idx=self.padding_idx, scale=self.scale, device="meta"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """All factorised tables of a model by name, and the modules that read them."""
+
+    tables: dict[str, TableSpec] = field(default_factory=dict)
+    modules: dict[str, ModuleSpec] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Self:
+        """Return the manifest of a model."""
+        tables: dict[str, TableSpec] = {}
+        modules: dict[str, ModuleSpec] = {}
+        layers = factor_layers(model)
+        owners = owner_names(layers)
+        for name, module in layers.items():
+            table = owners[id(module.coefficients)]
+            if table == name:
+                storage = _float_storage(module.shape)
+                tables[name] = TableSpec(
+                    shape=module.shape, storage=storage, origin=dict(module.origin)
+                )
+            if isinstance(module, FactorizedEmbedding):
+                modules[name] = ModuleSpec(
+                    kind="embedding",
+                    table=table,
+                    padding_idx=module.padding_idx,
+                    scale=module.scale,
+                )
+            else:
+                modules[name] = ModuleSpec(kind="linear", table=table)
+        return cls(tables=tables, modules=modules)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON object."""
+        tables = {
+            name: {**asdict(spec), "shape": spec.shape.to_dict()}
+            for name, spec in self.tables.items()
+        }
         return {
-            "shape": self.shape.to_dict(),
-            "padding_idx": self.padding_idx,
-            "scale": self.scale,
-            "shares": self.shares,
+            "tables": tables,
+            "modules": {name: asdict(spec) for name, spec in self.modules.items()},
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Return the spec a JSON object describes; unknown and missing fields are refused."""
-        known = {"shape", "padding_idx", "scale", "shares"}
-        if set(data) != known:
-            raise InputError(
-                f"a factorised module has the fields {sorted(known)}, got {sorted(data)}: "
-                "the file was written by another version of kflats or damaged."
-            )
-        return cls(**{**data, "shape": FactorShape.from_dict(data["shape"])})
+        """Return the manifest a JSON object describes.
 
-    def empty_layer(self) -> FactorizedEmbedding:
-        """Return a layer of these sizes without storage."""
-        return FactorizedEmbedding(
-            self.shape, padding_idx=self.padding_idx, scale=self.scale, device="meta"
-        )
+        Raises
+        ------
+        InputError
+            If a field is unknown, missing or makes no sense.
+        """
+        check_fields(data, ["tables", "modules"], "the description of factorised layers")
+        for key in ("tables", "modules"):
+            if not isinstance(data[key], dict):
+                raise InputError(f"{key} must be an object, got {data[key]!r}.")
+        tables = {name: TableSpec.from_dict(each) for name, each in data["tables"].items()}
+        modules = {name: ModuleSpec.from_dict(each) for name, each in data["modules"].items()}
+        for name, module in modules.items():
+            if module.table not in tables:
+                raise InputError(
+                    f"{name!r} reads the table {module.table!r}, which is not described."
+                )
+            rows = tables[module.table].shape.num_embeddings
+            if module.padding_idx is not None and not 0 <= module.padding_idx < rows:
+                raise InputError(
+                    f"padding_idx={module.padding_idx} of {name!r} must be from 0 to {rows - 1}."
+                )
+        for name in tables:
+            if name not in modules or modules[name].table != name:
+                raise InputError(f"the table {name!r} is not read by the module of its name.")
+        return cls(tables=tables, modules=modules)
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return name and shape of every tensor that the tables have in a file."""
+        shapes = {}
+        for name, spec in self.tables.items():
+            for key, tensor in self.modules[name].empty_layer(spec.shape).state_dict().items():
+                shapes[f"{name}.{FILE_NAMES[key]}"] = tuple(tensor.shape)
+        return shapes
+
+    def build(
+        self, fill: Callable[[str, FactorTable], None] | None = None
+    ) -> dict[str, FactorTable]:
+        """Return a layer for every module; those with one table share its tensors.
+
+        ``fill`` is called with name and layer of every table before its tensors are shared.
+        """
+        layers = {}
+        for name, spec in self.modules.items():
+            layers[name] = spec.empty_layer(self.tables[spec.table].shape)
+            layers[name].origin = dict(self.tables[spec.table].origin)
+        for name in self.tables:
+            if fill is not None:
+                fill(name, layers[name])
+        for name, spec in self.modules.items():
+            if spec.table != name:
+                layers[name].share_with(layers[spec.table])
+        return layers
 
 
-def tensor_shapes(specs: dict[str, LayerSpec]) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every tensor that the factorised layers have in a file.
+def _float_storage(shape: FactorShape) -> dict[str, str]:
+    return {name: "float" for name in _STORED if name != "means" or shape.affine}
 
-    The coefficients have the name of the table they replace, so that a program without kflats
-    meets a wrong shape and stops.
+
+def factor_layers(model: nn.Module) -> dict[str, FactorTable]:
+    """Return every factorised layer of a model under each of its names."""
+    return {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, FactorTable)
+    }
+
+
+def owner_names(layers: dict[str, FactorTable]) -> dict[int, str]:
+    """Return the name of the module that owns each table, by the id of its coefficients.
+
+    The owner is the one that shares from no other; of several, an embedding before a head.
     """
-    shapes = {}
-    for name, spec in specs.items():
-        if spec.shares is None:
-            for key, tensor in spec.empty_layer().state_dict().items():
-                shapes[f"{name}.{FILE_NAMES.get(key, key)}"] = tuple(tensor.shape)
-    return shapes
-
-
-def specs_of(model: nn.Module) -> dict[str, LayerSpec]:
-    """Return the specs of all factorised layers of a model by module name, owners first."""
+    order = sorted(layers, key=lambda name: _seniority(layers[name]))
     owners: dict[int, str] = {}
-    specs: dict[str, LayerSpec] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, FactorizedEmbedding):
-            owner = owners.setdefault(id(module.coefficients), name)
-            specs[name] = LayerSpec(
-                shape=module.shape,
-                padding_idx=module.padding_idx,
-                scale=module.scale,
-                shares=None if owner == name else owner,
-            )
-    return specs
+    for name in order:
+        owners.setdefault(id(layers[name].coefficients), name)
+    return owners
 
 
-def build_layers(
-    specs: dict[str, LayerSpec], fill: Callable[[str, FactorizedEmbedding], None] | None = None
-) -> dict[str, FactorizedEmbedding]:
-    """Return a layer for every spec; those that share use the factors of their owner.
-
-    ``fill`` is called with name and layer of every owner before its factors are shared.
-    """
-    layers = {name: spec.empty_layer() for name, spec in specs.items()}
-    for name, spec in specs.items():
-        if spec.shares is None and fill is not None:
-            fill(name, layers[name])
-    for name, spec in specs.items():
-        if spec.shares is not None:
-            layers[name].share_with(layers[spec.shares])
-    return layers
+def _seniority(layer: FactorTable) -> tuple[bool, bool]:
+    return layer.is_shared, isinstance(layer, FactorizedLinear)
 
 
 def check_version(version: object, where: str) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kflats.errors import CheckpointError
-from kflats.layers import FactorizedEmbedding, replace_module
-from kflats.storage.manifest import FILE_NAMES, FORMAT_VERSION, LayerSpec, build_layers, specs_of
+from kflats.errors import CheckpointError, InputError
+from kflats.layers import FactorizedEmbedding, FactorizedLinear, FactorTable, replace_module
+from kflats.layers.embedding import dense_class_of
+from kflats.layers.table import FILE_NAMES
+from kflats.storage.manifest import FORMAT_VERSION, Manifest, factor_layers
 
 MANIFEST = "kflats.json"
 WEIGHTS = "model.safetensors"
@@ -19,19 +21,18 @@ WEIGHTS = "model.safetensors"
 
 def write_plain(model: nn.Module, folder: Path) -> None:
     """Write the tensors, each once, and the description of the factorised layers."""
-    specs = specs_of(model)
-    tensors, aliases = _distinct(model.state_dict(), specs)
+    tensors, aliases = _distinct(model.state_dict(), factor_layers(model))
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     description = {
         "format_version": FORMAT_VERSION,
-        "modules": {name: spec.to_dict() for name, spec in specs.items()},
+        "layers": Manifest.of(model).to_dict(),
         "aliases": aliases,
     }
     text = json.dumps(description, indent=2) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
-def read_plain(folder: Path, specs: dict[str, LayerSpec], model: nn.Module) -> nn.Module:
+def read_plain(folder: Path, manifest: Manifest, model: nn.Module) -> nn.Module:
     """Put factorised layers and tensors into the dense ``model``, in place.
 
     Raises
@@ -42,16 +43,29 @@ def read_plain(folder: Path, specs: dict[str, LayerSpec], model: nn.Module) -> n
     """
     description = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     tensors = load_file(folder / WEIGHTS)
-    tensors |= {name: tensors[kept] for name, kept in description["aliases"].items()}
+    try:
+        tensors |= {name: tensors[kept] for name, kept in description["aliases"].items()}
+    except (KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder / MANIFEST}: aliases names no tensor of {WEIGHTS}: {error}"
+        ) from error
 
-    def fill(name: str, layer: FactorizedEmbedding) -> None:
+    def fill(name: str, layer: FactorTable) -> None:
         names = {key: f"{name}.{FILE_NAMES.get(key, key)}" for key in layer.state_dict()}
-        layer.load_state_dict({key: tensors[file] for key, file in names.items()}, assign=True)
+        try:
+            layer.load_state_dict({key: tensors[file] for key, file in names.items()}, assign=True)
+        except InputError as error:
+            raise CheckpointError(f"{folder / WEIGHTS}: {name}: {error}") from error
 
-    layers = build_layers(specs, fill)
-    rest = {key: tensor for key, tensor in tensors.items() if key.rpartition(".")[0] not in layers}
+    layers = manifest.build(fill)
+    rest = {key: value for key, value in tensors.items() if not _is_factor(key, layers)}
     _check_same(folder, model, layers, rest)
     for name, layer in layers.items():
+        old: Any = model.get_submodule(name)
+        if isinstance(layer, FactorizedLinear):
+            layer.bias = old.bias
+        elif isinstance(layer, FactorizedEmbedding):
+            layer.dense_class = dense_class_of(old)
         replace_module(model, name, layer)
     on_meta = any(p.is_meta for p in [*model.parameters(), *model.buffers()])
     model.load_state_dict(rest, strict=False, assign=on_meta)
@@ -59,15 +73,21 @@ def read_plain(folder: Path, specs: dict[str, LayerSpec], model: nn.Module) -> n
 
 
 def _distinct(
-    state: dict[str, Any], specs: dict[str, LayerSpec]
+    state: dict[str, Any], layers: dict[str, FactorTable]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors by file name, and for every repeated one the name that is kept."""
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
-    for key, tensor in state.items():
+
+    def is_shared(key: str) -> bool:
+        layer = layers.get(key.rpartition(".")[0])
+        return layer is not None and layer.is_shared
+
+    for key in sorted(state, key=is_shared):  # the owner of a table names its tensors
+        tensor = state[key]
         name, _, leaf = key.rpartition(".")
-        stored = f"{name}.{FILE_NAMES.get(leaf, leaf)}" if name in specs else key
+        stored = f"{name}.{FILE_NAMES.get(leaf, leaf)}" if name in layers else key
         place = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()))
         if tensor.numel() and place in seen:
             aliases[stored] = seen[place]
@@ -77,10 +97,16 @@ def _distinct(
     return tensors, aliases
 
 
+def _is_factor(key: str, layers: dict[str, FactorTable]) -> bool:
+    """Return whether a tensor belongs to a factorised table; biases of heads do not."""
+    name, _, leaf = key.rpartition(".")
+    return name in layers and leaf != "bias"
+
+
 def _check_same(
     folder: Path,
     model: nn.Module,
-    layers: dict[str, FactorizedEmbedding],
+    layers: dict[str, FactorTable],
     rest: dict[str, Tensor],
 ) -> None:
     for name, layer in layers.items():
@@ -88,17 +114,18 @@ def _check_same(
             module = model.get_submodule(name)
         except AttributeError:
             module = nn.Identity()
-        shape = tuple(module.weight.shape) if isinstance(module, nn.Embedding) else None
+        kind = nn.Linear if isinstance(layer, FactorizedLinear) else nn.Embedding
+        shape = tuple(module.weight.shape) if isinstance(module, kind) else None
         if shape != tuple(layer.weight.shape):
             raise CheckpointError(
                 f"{folder} has a factorised table {name!r} of shape {tuple(layer.weight.shape)}, "
-                f"{type(model).__name__} has {shape or 'no embedding'} there: pass the model it "
-                "was made from."
+                f"{type(model).__name__} has {shape or f'no nn.{kind.__name__}'} there: pass the "
+                "model it was made from."
             )
     expected = {
         key: tuple(value.shape)
         for key, value in model.state_dict().items()
-        if key.rpartition(".")[0] not in layers
+        if not _is_factor(key, layers)
     }
     found = {key: tuple(value.shape) for key, value in rest.items()}
     different = sorted(

@@ -1,0 +1,155 @@
+"""Keeping what transformers knows about a model in step with its factorised layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from transformers.core_model_loading import WeightRenaming
+
+from kflats.hf.config import METHOD, KFlatsConfig
+from kflats.layers import FactorTable
+from kflats.layers.table import FACTORS, FILE_NAMES
+from kflats.storage.manifest import Manifest, factor_layers, owner_names
+
+_DENSE_TIES = "_kflats_dense_ties"
+
+
+def describe_(model: Any) -> None:
+    """Write the factorised layers of a transformers model into its config, in place.
+
+    Needed after layers were exchanged by hand; ``compress_`` and ``save_pretrained`` do it.
+    """
+    from kflats.hf.quantizer import register
+
+    register()
+    share_tensors(model)
+    manifest = Manifest.of(model)
+    if not manifest.modules:
+        forget_(model)
+        return
+    model.config.quantization_config = KFlatsConfig(manifest.to_dict())
+    declare_ties(model)
+    model._weight_conversions = [*_foreign_conversions(model), *renamings(manifest)]
+
+
+def forget_(model: Any) -> None:
+    """Take what kflats wrote out of the config of a model that is dense again, in place."""
+    block = getattr(model.config, "quantization_config", None)
+    if isinstance(block, KFlatsConfig) or (
+        isinstance(block, dict) and block.get("quant_method") == METHOD
+    ):
+        del model.config.quantization_config
+        model._weight_conversions = _foreign_conversions(model)
+    for _, part in _pretrained_parts(model):
+        if _DENSE_TIES in vars(part):
+            part._tied_weights_keys, part.all_tied_weights_keys = getattr(part, _DENSE_TIES)
+            delattr(part, _DENSE_TIES)
+            _drop_untied(part)
+
+
+def renamings(manifest: Manifest) -> list[WeightRenaming]:
+    """Return the renamings from the names in files to those of parameters."""
+    return [
+        WeightRenaming(f"{name}.{file_name}", f"{name}.{key}")
+        for name in manifest.tables
+        for key, file_name in FILE_NAMES.items()
+    ]
+
+
+def declare_ties(model: Any) -> None:
+    """Declare shared factors as tied weights, instead of the dense tables they replace."""
+    for prefix, part in _pretrained_parts(model):
+        layers = factor_layers(part)
+        if not layers:
+            continue
+        dense = (part._tied_weights_keys or {}, getattr(part, "all_tied_weights_keys", {}) or {})
+        if _DENSE_TIES not in vars(part):
+            setattr(part, _DENSE_TIES, (part._tied_weights_keys, dict(dense[1])))
+        ties = _ties(layers)
+        part._tied_weights_keys = _living(part, dense[0]) | ties
+        if prefix == "" or hasattr(part, "all_tied_weights_keys"):
+            part.all_tied_weights_keys = _living(part, dense[1]) | ties
+
+
+def index_tables(model: nn.Module) -> None:
+    """Find the places of the rows again after the labels were read."""
+    layers = factor_layers(model)
+    for name in owner_names(layers).values():
+        layers[name].index_()
+    share_tensors(model)
+
+
+def share_tensors(model: nn.Module) -> None:
+    """Make modules with the same coefficients share all else of their table too."""
+    layers = factor_layers(model)
+    owners = owner_names(layers)
+    for name in owners.values():
+        layers[name].own_()  # the former owner may have been replaced
+    for layer in layers.values():
+        owner = layers[owners[id(layer.coefficients)]]
+        if owner is not layer:
+            layer.share_with(owner)
+
+
+def _ties(layers: dict[str, FactorTable]) -> dict[str, str]:
+    """Return the shared tensors; the labels too where one module has several names."""
+    owners = owner_names(layers)
+    ties: dict[str, str] = {}
+    for name, layer in layers.items():
+        owner = owners[id(layer.coefficients)]
+        keys = (*FACTORS, "labels") if layers[owner] is layer else FACTORS
+        if owner != name:
+            present = [key for key in keys if getattr(layer, key) is not None]
+            ties |= {f"{name}.{key}": f"{owner}.{key}" for key in present}
+    return ties
+
+
+def _living(part: nn.Module, ties: dict[str, str]) -> dict[str, str]:
+    """Return the ties whose ends are parameters still; patterns are kept as they are."""
+    known = {name for name, _ in part.named_parameters(remove_duplicate=False)}
+    own = {f"{name}.{key}" for name in factor_layers(part) for key in (*FACTORS, "labels")}
+
+    def lives(name: str) -> bool:
+        plain = name.replace(".", "").replace("_", "").isalnum()
+        return name not in own and (name in known or not plain)
+
+    return {key: value for key, value in ties.items() if lives(key) and lives(value)}
+
+
+def _drop_untied(part: Any) -> None:
+    """Drop ties of parameters that are different tensors, as in T5 with a head of its own."""
+    tensors = dict(part.named_parameters(remove_duplicate=False))
+    for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
+        ties = getattr(part, attribute) or {}
+        kept = {k: v for k, v in ties.items() if tensors.get(k) is tensors.get(v)}
+        if kept != ties:
+            setattr(part, attribute, kept)
+
+
+def _foreign_conversions(model: Any) -> list[Any]:
+    """Return the conversions of weights that are not ours."""
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions is None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+
+        # What save_pretrained itself falls back to for a model that was not loaded.
+        found = get_model_conversion_mapping(model, add_legacy=False)
+        conversions = [item for item in found if type(item).__name__ != "PrefixChange"]
+    ends = tuple(f".{key}" for key in FILE_NAMES)
+    return [item for item in conversions if not _is_ours(item, ends)]
+
+
+def _is_ours(item: Any, ends: tuple[str, ...]) -> bool:
+    targets = item.target_patterns
+    names = [targets] if isinstance(targets, str) else targets
+    return isinstance(item, WeightRenaming) and all(name.endswith(ends) for name in names)
+
+
+def _pretrained_parts(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    from transformers import PreTrainedModel
+
+    for name, module in model.named_modules():
+        if isinstance(module, PreTrainedModel):
+            yield name, module

@@ -1,0 +1,128 @@
+"""The methods of ``PreTrainedModel`` that only know dense tables, wrapped.
+
+transformers has no hook for these, and each would fail or write a wrong description:
+resizing raises for anything but ``nn.Embedding`` and ``nn.Linear``, ``dequantize`` needs a
+quantizer that would in turn forbid training, ``save_pretrained`` writes the config before it looks
+at the layers, and ``push_to_hub`` writes a card that says nothing. A model without factorised
+layers goes straight to the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from kflats.hf.config import KFlatsConfig
+from kflats.hf.describe import describe_
+from kflats.layers import FactorTable
+from kflats.layers.resize import new_rows, resize_
+from kflats.storage.manifest import factor_layers, owner_names
+
+_MARK = "_kflats_wrapped"
+
+
+def install() -> None:
+    """Wrap the methods once."""
+    for name, wrapper in _WRAPPERS.items():
+        original = getattr(PreTrainedModel, name)
+        if not hasattr(original, _MARK):
+            wrapped = wrapper(original)
+            setattr(wrapped, _MARK, True)
+            setattr(PreTrainedModel, name, wrapped)
+
+
+def _save_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        described = isinstance(getattr(self.config, "quantization_config", None), KFlatsConfig)
+        if described or factor_layers(self):
+            describe_(self)
+        return original(self, *args, **kwargs)
+
+    return save_pretrained
+
+
+def _push_to_hub(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def push_to_hub(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not factor_layers(self):
+            return original(self, *args, **kwargs)
+        from kflats.hub import push_to_hub as push
+
+        return push(self, *args, **kwargs)
+
+    return push_to_hub
+
+
+def _dequantize(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def dequantize(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not factor_layers(self):
+            return original(self, *args, **kwargs)
+        from kflats.restore import to_dense_
+
+        return to_dense_(self)
+
+    return dequantize
+
+
+def _get_resized_embeddings(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def get_resized_embeddings(
+        self: Any,
+        old_embeddings: Any,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> Any:
+        if not isinstance(old_embeddings, FactorTable):
+            return original(self, old_embeddings, new_num_tokens, pad_to_multiple_of, mean_resizing)
+        size = new_num_tokens or old_embeddings.shape.num_embeddings
+        if pad_to_multiple_of is not None:
+            size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
+        return _resized(self, old_embeddings, size, mean_resizing)
+
+    return get_resized_embeddings
+
+
+def _get_resized_lm_head(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def get_resized_lm_head(
+        self: Any,
+        old_lm_head: Any,
+        new_num_tokens: int | None = None,
+        transposed: bool = False,
+        mean_resizing: bool = True,
+    ) -> Any:
+        if not isinstance(old_lm_head, FactorTable):
+            return original(self, old_lm_head, new_num_tokens, transposed, mean_resizing)
+        size = new_num_tokens or old_lm_head.shape.num_embeddings
+        return _resized(self, old_lm_head, size, mean_resizing)
+
+    return get_resized_lm_head
+
+
+def _resized(model: Any, layer: FactorTable, size: int, mean_resizing: bool) -> FactorTable:
+    """Resize the table of a layer together with all modules of the model that read it."""
+    added = size - layer.shape.num_embeddings
+    if added:
+        layers = factor_layers(model)
+        owner = layers[owner_names(layers)[id(layer.coefficients)]]
+        others = (each for each in layers.values() if each.coefficients is layer.coefficients)
+        readers = list(dict.fromkeys([owner, *others]))
+        init = None if mean_resizing else model._init_weights
+        resize_(readers, size, new_rows(layer, added, init) if added > 0 else None)
+        describe_(model)
+    return layer
+
+
+_WRAPPERS = {
+    "save_pretrained": _save_pretrained,
+    "push_to_hub": _push_to_hub,
+    "dequantize": _dequantize,
+    "_get_resized_embeddings": _get_resized_embeddings,
+    "_get_resized_lm_head": _get_resized_lm_head,
+}

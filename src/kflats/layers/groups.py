@@ -1,0 +1,89 @@
+"""Where each group of rows lies in the flat tensors of a factorised table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from kflats.shape import STORED
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group of rows.
+
+    Attributes
+    ----------
+    rows : slice
+        Its places among the rows sorted by group.
+    numbers : slice
+        Its coefficients in the flat tensor of all coefficients.
+    rank : int
+        Coefficients per row.
+    directions : slice or None
+        Rows of the stacked bases that it uses; None for rows stored as they are.
+    basis : int
+        Number of the basis, -1 for none.
+    """
+
+    rows: slice
+    numbers: slice
+    rank: int
+    directions: slice | None
+    basis: int
+
+    def coefficients(self, flat: Tensor) -> Tensor:
+        """Return the (rows, rank) view of the flat coefficients."""
+        size = self.numbers.stop - self.numbers.start
+        matrix: Tensor = flat.narrow(0, self.numbers.start, size).view(-1, self.rank)
+        return matrix
+
+
+@lru_cache(maxsize=64)
+def _layout(
+    counts: tuple[int, ...], ranks: tuple[int, ...], basis_ids: tuple[int, ...]
+) -> tuple[Group, ...]:
+    basis_ranks: dict[int, int] = {}
+    for rank, basis in zip(ranks, basis_ids, strict=True):
+        basis_ranks[basis] = max(rank, basis_ranks.get(basis, 0))
+    starts, total = {}, 0
+    for basis in sorted(basis_ranks.keys() - {STORED}):
+        starts[basis] = total
+        total += basis_ranks[basis]
+    groups, row, number = [], 0, 0
+    for count, rank, basis in zip(counts, ranks, basis_ids, strict=True):
+        start = starts.get(basis)
+        groups.append(
+            Group(
+                rows=slice(row, row + count),
+                numbers=slice(number, number + count * rank),
+                rank=rank,
+                directions=None if start is None else slice(start, start + rank),
+                basis=basis,
+            )
+        )
+        row, number = row + count, number + count * rank
+    return tuple(groups)
+
+
+def layout(
+    counts: Sequence[int], ranks: Sequence[int], basis_ids: Sequence[int]
+) -> tuple[Group, ...]:
+    """Return the groups of a table with these counts, ranks and bases (see FactorShape)."""
+    return _layout(tuple(counts), tuple(ranks), tuple(basis_ids))
+
+
+def occurring(groups: Sequence[Group], places: Tensor) -> Iterator[tuple[Group, slice]]:
+    """Yield the groups that occur in ascending ``places``, and which of the places are theirs.
+
+    Places outside of all groups go to the nearest one, whose look-up refuses them.
+    """
+    ends = torch.tensor([group.rows.stop for group in groups[:-1]], device=places.device)
+    bounds = [0, *torch.searchsorted(places, ends.to(places.dtype)).tolist(), len(places)]
+    for group, begin, end in zip(groups, bounds[:-1], bounds[1:], strict=True):
+        if begin < end:
+            yield group, slice(begin, end)

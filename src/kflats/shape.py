@@ -1,0 +1,228 @@
+"""FactorShape: what a factorised table stores, in parameters and bytes. The only accounting."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+import torch
+
+from kflats.errors import InputError
+
+STORED = -1
+"""Basis number of rows that are stored as they are."""
+
+
+def check_fields(data: object, known: list[str], what: str) -> None:
+    """Raise InputError unless ``data`` is a JSON object with exactly the ``known`` fields."""
+    found = sorted(data) if isinstance(data, dict) else [type(data).__name__]
+    if found != sorted(known):
+        raise InputError(
+            f"{what} has the fields {sorted(known)}, got {found}: the file was written by another "
+            "version of kflats or damaged."
+        )
+
+
+def label_dtype(n_groups: int) -> torch.dtype | None:
+    """Return the smallest integer type that holds a label; None where one group needs none."""
+    if n_groups == 1:
+        return None
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        if n_groups - 1 <= torch.iinfo(dtype).max:
+            return dtype
+    raise InputError(f"{n_groups} groups are more than a 32-bit label can hold.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorShape:
+    """The sizes that decide what a factorised table stores.
+
+    The rows of the table are divided into groups. The rows of a group lie in the first
+    ``rank`` directions of one basis; several groups may use one basis, and a group may have none:
+    its rows are stored as they are. :meth:`uniform` makes the usual case, one group per cluster.
+
+    Parameters
+    ----------
+    num_embeddings, embedding_dim : int
+        Rows ``n`` and columns ``d`` of the table.
+    counts : tuple of int
+        Rows of each group; they sum to ``num_embeddings``.
+    ranks : tuple of int
+        Coefficients per row of each group; ``embedding_dim`` where the rows are stored as is.
+    basis_ids : tuple of int
+        Basis of each group, from 0; -1 for rows stored as they are.
+    affine : bool, default=False
+        Whether every basis has a mean beside it.
+
+    Examples
+    --------
+    >>> shape = FactorShape.uniform(30522, 384, n_clusters=5, rank=216)
+    >>> shape.num_parameters, round(shape.compression, 3)
+    (7007472, 0.402)
+    >>> shape.num_bytes(torch.float32)
+    28060410
+    >>> mixed = FactorShape(
+    ...     num_embeddings=100, embedding_dim=8, counts=(90, 10), ranks=(2, 8), basis_ids=(0, -1)
+    ... )
+    >>> mixed.num_parameters  # 90 * 2 coefficients, 10 whole rows, a basis of 2 * 8
+    276
+    """
+
+    num_embeddings: int
+    embedding_dim: int
+    counts: tuple[int, ...]
+    ranks: tuple[int, ...]
+    basis_ids: tuple[int, ...]
+    affine: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("counts", "ranks", "basis_ids"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("num_embeddings", "embedding_dim"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1.")
+        if not len(self.counts) == len(self.ranks) == len(self.basis_ids) > 0:
+            raise InputError(
+                f"counts, ranks and basis_ids have {len(self.counts)}, {len(self.ranks)} and "
+                f"{len(self.basis_ids)} entries; give one of each per group."
+            )
+        if min(self.counts) < 0 or sum(self.counts) != self.num_embeddings:
+            raise InputError(
+                f"counts sum to {sum(self.counts)}; they must be 0 or more and sum to "
+                f"num_embeddings={self.num_embeddings}."
+            )
+        for rank in self.ranks:
+            if not 1 <= rank <= self.embedding_dim:
+                raise InputError(
+                    f"rank={rank} must be between 1 and embedding_dim={self.embedding_dim}."
+                )
+        self._check_basis_ids()
+
+    def _check_basis_ids(self) -> None:
+        used = {basis for basis in self.basis_ids if basis != STORED}
+        if used != set(range(len(used))):
+            raise InputError(
+                f"basis_ids={self.basis_ids} must number the bases 0, 1, 2, ... without a gap, "
+                f"and be {STORED} for rows stored as they are."
+            )
+        for rank, basis in zip(self.ranks, self.basis_ids, strict=True):
+            if basis == STORED and rank != self.embedding_dim:
+                raise InputError(
+                    f"rank={rank} of rows stored as they are must be "
+                    f"embedding_dim={self.embedding_dim}."
+                )
+
+    @classmethod
+    def uniform(
+        cls,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        n_clusters: int,
+        rank: int,
+        affine: bool = False,
+        n_exact: int = 0,
+        counts: tuple[int, ...] | None = None,
+    ) -> Self:
+        """Return the shape of clusters of one rank, with ``n_exact`` rows stored as they are.
+
+        No size depends on how the rows spread over such clusters, so ``counts`` may be left out:
+        they are as equal as can be then.
+
+        Raises
+        ------
+        InputError
+            If a number is out of range.
+        """
+        for name, value in (("num_embeddings", num_embeddings), ("n_clusters", n_clusters)):
+            if value < 1:
+                raise InputError(f"{name}={value} must be at least 1.")
+        if not 0 <= n_exact <= num_embeddings:
+            raise InputError(
+                f"n_exact={n_exact} must be between 0 and num_embeddings={num_embeddings}."
+            )
+        if counts is None:
+            each, rest = divmod(num_embeddings - n_exact, n_clusters)
+            counts = tuple(each + (cluster < rest) for cluster in range(n_clusters))
+        stored = 1 if n_exact else 0
+        return cls(
+            num_embeddings=num_embeddings,
+            embedding_dim=embedding_dim,
+            counts=counts + (n_exact,) * stored,
+            ranks=(rank,) * n_clusters + (embedding_dim,) * stored,
+            basis_ids=tuple(range(n_clusters)) + (STORED,) * stored,
+            affine=affine,
+        )
+
+    @property
+    def n_clusters(self) -> int:
+        """Number of bases ``k``."""
+        return max(self.basis_ids) + 1
+
+    @property
+    def basis_ranks(self) -> tuple[int, ...]:
+        """Directions of each basis."""
+        found = [0] * self.n_clusters
+        for rank, basis in zip(self.ranks, self.basis_ids, strict=True):
+            if basis != STORED:
+                found[basis] = max(found[basis], rank)
+        return tuple(found)
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a basis: ``j`` where all are equal; 0 without bases."""
+        return max(self.basis_ranks, default=0)
+
+    @property
+    def n_exact(self) -> int:
+        """Rows stored as they are."""
+        pairs = zip(self.counts, self.basis_ids, strict=True)
+        return sum(count for count, basis in pairs if basis == STORED)
+
+    @property
+    def num_coefficients(self) -> int:
+        """Coefficients of all rows, rows stored as they are included."""
+        return sum(count * rank for count, rank in zip(self.counts, self.ranks, strict=True))
+
+    @property
+    def dense_parameters(self) -> int:
+        """``n * d``."""
+        return self.num_embeddings * self.embedding_dim
+
+    @property
+    def num_parameters(self) -> int:
+        """Coefficients, bases and means: ``n * j + k * j * d`` for clusters of one rank."""
+        means = self.n_clusters * self.embedding_dim if self.affine else 0
+        return self.num_coefficients + sum(self.basis_ranks) * self.embedding_dim + means
+
+    @property
+    def compression(self) -> float:
+        """Fraction of the parameters removed; negative where the factors are larger."""
+        return 1 - self.num_parameters / self.dense_parameters
+
+    def num_bytes(self, dtype: torch.dtype) -> int:
+        """Return the bytes on disk: factors in ``dtype``, and one label per row."""
+        label = label_dtype(len(self.counts))
+        label_bytes = 0 if label is None else label.itemsize * self.num_embeddings
+        return self.num_parameters * dtype.itemsize + label_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a JSON object."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Return the shape a JSON object describes; unknown and missing fields are refused."""
+        check_fields(data, [field.name for field in fields(cls)], "a factor shape")
+        lists = [data[name] for name in ("counts", "ranks", "basis_ids")]
+        numbers = [data["num_embeddings"], data["embedding_dim"]]
+        for each in lists:
+            numbers += each if isinstance(each, list) else ["no list"]
+        if not all(type(number) is int for number in numbers) or type(data["affine"]) is not bool:
+            raise InputError(
+                f"a factor shape holds whole numbers, lists of them and a truth value, got {data}."
+            )
+        return cls(**data)

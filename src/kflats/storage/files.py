@@ -1,0 +1,93 @@
+"""Looking at the files of a checkpoint before anything is loaded from them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+from kflats.errors import CheckpointError
+from kflats.storage.manifest import Manifest
+
+_PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".joblib", ".dill")
+_OF_TRAINER = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
+"""What Trainer leaves beside a checkpoint for itself to resume from; kflats never opens them."""
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raise CheckpointError if a folder holds files that only unpickling can read.
+
+    Raises
+    ------
+    CheckpointError
+        Naming the file. The files that Trainer keeps for resuming are let be: nothing here reads
+        them.
+    """
+    for path in sorted(folder.rglob("*")):
+        ours = path.name in _OF_TRAINER or path.name.startswith("rng_state")
+        if path.suffix.lower() in _PICKLES and path.is_file() and not ours:
+            raise CheckpointError(
+                f"{path} is a pickle, which can run any code when it is read: remove it, or "
+                "convert it to safetensors. kflats writes and reads safetensors only."
+            )
+
+
+class TensorHeader(NamedTuple):
+    """Shape and dtype of a tensor in a file; the dtype as safetensors writes it, such as F32."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensor; its dtype ends with its bits."""
+        bits = int(re.sub(r"_.*|\D", "", self.dtype) or 8)  # BOOL is a byte
+        return math.prod(self.shape) * bits // 8
+
+
+def read_headers(paths: Iterable[Path]) -> dict[str, TensorHeader]:
+    """Return what the tensors in safetensors files are, without reading them.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is damaged or no safetensors file, or pickles lie beside it.
+    """
+    found: dict[str, TensorHeader] = {}
+    folders = set()
+    for path in paths:
+        if path.parent not in folders:
+            refuse_pickles(path.parent)
+            folders.add(path.parent)
+        try:
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118  no mapping
+                    part = file.get_slice(key)
+                    found[key] = TensorHeader(tuple(part.get_shape()), part.get_dtype())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is damaged or cut short: {error}") from error
+    return found
+
+
+def check_tensors(
+    manifest: Manifest, found: dict[str, TensorHeader], folder: Path, where: str
+) -> None:
+    """Compare the description of the factorised tables with the tensors in the files.
+
+    Raises
+    ------
+    CheckpointError
+        Naming the folder and the tensor, if one is missing or has a wrong shape.
+    """
+    for name, shape in manifest.tensor_shapes().items():
+        if name not in found:
+            raise CheckpointError(f"{folder} has no tensor {name!r}, which {where} announces.")
+        if found[name].shape != shape:
+            raise CheckpointError(
+                f"{folder}: tensor {name!r} has shape {found[name].shape}, {where} announces "
+                f"{shape}."
+            )
