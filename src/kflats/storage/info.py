@@ -1,0 +1,139 @@
+"""folder_info: what a compressed checkpoint holds, from its headers."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kflats.errors import CheckpointError
+from kflats.layers.table import FILE_NAMES
+from kflats.shape import FactorShape
+from kflats.storage.check import check_folder, read_json
+from kflats.storage.manifest import FORMAT_VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableInfo:
+    """One factorised table in a folder.
+
+    Attributes
+    ----------
+    name : str
+        Module name.
+    readers : tuple of str
+        All modules that read it.
+    shape : FactorShape
+        Sizes.
+    dtype : str
+        Storage type of the factors, as safetensors writes it.
+    num_bytes, dense_bytes : int
+        Bytes of its tensors in the files, and of the table in that type.
+    method : str
+        How the factors were found; 'unknown' if it was not recorded.
+    relative_error : float or None
+        ``||A - A_hat||_F / ||A||_F`` when the factors were found; training changes it.
+    """
+
+    name: str
+    readers: tuple[str, ...]
+    shape: FactorShape
+    dtype: str
+    num_bytes: int
+    dense_bytes: int
+    method: str
+    relative_error: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderInfo:
+    """A compressed checkpoint.
+
+    Attributes
+    ----------
+    folder : str
+        Where it is.
+    format_version : int
+        Of the description.
+    architecture : str
+        Class that it was saved from.
+    tables : tuple of TableInfo
+        The factorised tables.
+    tensor_bytes : int
+        Bytes of all tensors in the files.
+    """
+
+    folder: str
+    format_version: int
+    architecture: str
+    tables: tuple[TableInfo, ...]
+    tensor_bytes: int
+
+    @property
+    def dense_tensor_bytes(self) -> int:
+        """Bytes that all tensors would have with dense tables."""
+        saved = sum(table.dense_bytes - table.num_bytes for table in self.tables)
+        return self.tensor_bytes + saved
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        tables = [
+            {
+                **asdict(table),
+                "readers": list(table.readers),
+                "shape": table.shape.to_dict(),
+                "n_clusters": table.shape.n_clusters,
+                "rank": table.shape.rank,
+                "compression": table.shape.compression,
+            }
+            for table in self.tables
+        ]
+        return {**asdict(self), "tables": tables, "dense_tensor_bytes": self.dense_tensor_bytes}
+
+
+def folder_info(folder: str | os.PathLike[str]) -> FolderInfo:
+    """Return what a compressed checkpoint holds; reads headers only.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no folder that kflats wrote, or it is damaged.
+    """
+    source = Path(folder)
+    if not source.is_dir():
+        raise CheckpointError(f"{source} is not a folder; give one that kflats.save wrote.")
+    manifest, found = check_folder(source)
+    tables = []
+    for name, spec in manifest.tables.items():
+        keys = [f"{name}.{file_name}" for file_name in FILE_NAMES.values()]
+        coefficients = found[f"{name}.{FILE_NAMES['coefficients']}"]
+        dense = coefficients._replace(shape=(spec.shape.dense_parameters,))
+        tables.append(
+            TableInfo(
+                name=name,
+                readers=tuple(n for n, each in manifest.modules.items() if each.table == name),
+                shape=spec.shape,
+                dtype=coefficients.dtype,
+                num_bytes=sum(found[key].num_bytes for key in keys if key in found),
+                dense_bytes=dense.num_bytes,
+                method=str(spec.origin.get("method", "unknown")),
+                relative_error=spec.origin.get("relative_error"),
+            )
+        )
+    return FolderInfo(
+        folder=str(source),
+        format_version=FORMAT_VERSION,
+        architecture=_architecture(source),
+        tables=tuple(tables),
+        tensor_bytes=sum(header.num_bytes for header in found.values()),
+    )
+
+
+def _architecture(folder: Path) -> str:
+    if (folder / "modules.json").exists():
+        return "SentenceTransformer"
+    if not (folder / "config.json").exists():
+        return "plain module"
+    names = read_json(folder / "config.json").get("architectures") or ["unknown"]
+    return str(names[0])

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from torch import nn
+
+import kflats
+from kflats import CompressionConfig
+from tests.conftest import tiny_bert
+
+CONFIG = CompressionConfig(compression=0.4, n_clusters=2, exact_ids=(0, 3), affine=True)
+
+
+def saved(folder: Path, kind: str = "BertForMaskedLM") -> kflats.CompressionReport:
+    model = tiny_bert(kind)
+    report = kflats.compress_(model, CONFIG)
+    kflats.save(model, folder, report=report)
+    return report
+
+
+def test_card_has_the_figures_of_the_report(tmp_path: Path) -> None:
+    report = saved(tmp_path / "small")
+    (table,) = report.tables
+    text = (tmp_path / "small" / "README.md").read_text()
+    for figure in (
+        f"{table.bytes_before:,} bytes",
+        f"{table.bytes_after:,} bytes",
+        f"{table.compression:.1%}",
+        f"{table.relative_error:.4f}",
+        f"{report.model_bytes_after:,} bytes",
+        f"{report.model_bytes_before:,}.",
+        "2 affine and 2 rows exact",
+    ):
+        assert figure in text, figure
+    assert not re.search(r"\[More Information|TODO|\{\w+\}", text)
+
+
+def test_card_is_valid_for_the_hub(tmp_path: Path) -> None:
+    saved(tmp_path / "small")
+    card = ModelCard.load(tmp_path / "small" / "README.md")
+    assert card.data.library_name == "transformers"
+    assert "kflats" in card.data.tags
+
+
+@pytest.mark.parametrize("kind", ["BertModel", "BertForMaskedLM", "BertForSequenceClassification"])
+def test_example_of_the_card_runs(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path / "small", kind)
+    monkeypatch.chdir(tmp_path)
+    text = (tmp_path / "small" / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    scope: dict[str, object] = {}
+    exec(block, scope)
+    assert type(scope["model"]).__name__ == kind
+
+
+def test_card_of_a_plain_module_says_how_to_load_it(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Embedding(300, 16), nn.Linear(16, 2))
+    kflats.compress_(model, CONFIG)
+    kflats.save(model, tmp_path / "plain")
+    text = (tmp_path / "plain" / "README.md").read_text()
+    assert 'kflats.load("plain", model=the_dense_model)' in text
+    again = nn.Sequential(nn.Embedding(300, 16), nn.Linear(16, 2))
+    kflats.load(tmp_path / "plain", model=again)
+    ids = torch.arange(300)
+    assert torch.equal(again(ids), model(ids))
