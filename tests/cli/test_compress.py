@@ -84,17 +84,19 @@ def test_sizes_are_decimal_unless_they_say_otherwise(text: str, expected: int) -
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("--rank", 4, "--clusters", 2), {"n_clusters": 2, "rank": 4, "affine": False}),
-        (("--rank", 4, "--method", "svd"), {"n_clusters": 1, "rank": 4, "affine": False}),
-        (("--rank", 3, "--clusters", 2, "--affine"), {"n_clusters": 2, "rank": 3, "affine": True}),
+        (("--rank", 4, "--clusters", 2), (2, 4, False)),
+        (("--rank", 4, "--method", "svd"), (1, 4, False)),
+        (("--rank", 3, "--clusters", 2, "--affine"), (2, 3, True)),
     ],
     ids=["rank", "svd", "affine"],
 )
 def test_options_set_the_shape(
-    kflats: Cli, bert: Path, place: Path, words: tuple[object, ...], expected: dict[str, object]
+    kflats: Cli, bert: Path, place: Path, words: tuple[object, ...], expected: tuple[int, int, bool]
 ) -> None:
-    result = kflats("compress", bert, "-o", place / "out", *words, "--json")
-    assert expected.items() <= result.json["tables"][0]["shape"].items()
+    (table,) = kflats("compress", bert, "-o", place / "out", *words, "--json").json["tables"]
+    shape = library.FactorShape.from_dict(table["shape"])
+    assert (shape.n_clusters, shape.rank, shape.affine) == expected
+    assert (table["n_clusters"], table["rank"]) == expected[:2]
 
 
 def test_keep_special_stores_those_rows_exactly(kflats: Cli, bert: Path, place: Path) -> None:
@@ -139,6 +141,24 @@ def test_module_names_another_table(kflats: Cli, bert: Path, place: Path) -> Non
     weights = load_file(place / "out" / "model.safetensors")
     assert [table["name"] for table in result.json["tables"]] == [name]
     assert torch.equal(weights[f"{TABLE}.weight"], table_of(bert))
+
+
+def test_tied_head_is_compressed_with_its_table(kflats: Cli, tied: Path, place: Path) -> None:
+    words = ("-o", place / "out", "--compression", 0.4, "--clusters", 2, "--json")
+    result = kflats("compress", tied, *words)
+    (table,) = result.json["tables"]
+    assert table["readers"] == [f"bert.{TABLE}", "cls.predictions.decoder"]
+    assert f"bert.{TABLE} = cls.predictions.decoder: 200 x 16" in result.out
+    head = library.load(place / "out").get_output_embeddings()
+    assert isinstance(head, library.FactorizedLinear)
+
+
+def test_base_model_drops_the_head(kflats: Cli, tied: Path, place: Path) -> None:
+    words = ("--compression", 0.4, "--base-model", "--json")
+    result = kflats("compress", tied, "-o", place / "out", *words)
+    assert result.code == 0
+    assert result.json["tables"][0]["readers"] == [TABLE]
+    assert type(library.load(place / "out")).__name__ == "BertModel"
 
 
 def test_seed_decides_the_result(kflats: Cli, bert: Path, place: Path) -> None:

@@ -13,7 +13,7 @@ FAILING_JOBS: list[tuple[tuple[object, ...], str]] = [
     (("--compression", 0.4, "--clusters", 500), "n_clusters=500"),
     (("--rank", 15, "--clusters", 3), "lower the rank"),
     (("--rank", 17, "--clusters", 3), "rank=17 must be between 1 and"),
-    (("--compression", 0.4, "--module", "foo"), "'foo' is not an embedding"),
+    (("--compression", 0.4, "--module", "foo"), "'foo' is no dense embedding or head"),
     (("--compression", 0.4, "--device", "foo"), "device='foo'"),
     (("--compression", 0.4, "--weights", "absent.txt"), "absent.txt is not a file"),
 ]
@@ -101,22 +101,6 @@ def test_output_below_a_file_is_refused(kflats: Cli, bert: Path, place: Path) ->
     assert result.code == 1
     assert "cannot write to" in line
     assert (place / "file").read_text() == "kept"
-
-
-def test_tied_head_names_the_remedy(kflats: Cli, tied: Path, place: Path) -> None:
-    result = kflats("compress", tied, "-o", place / "out", "--compression", 0.4)
-    (line,) = result.errors
-    assert result.code == 1
-    assert "tied to the output head" in line
-    assert "--base-model" in line
-    assert left_in(place) == []
-
-
-def test_base_model_drops_the_tied_head(kflats: Cli, tied: Path, place: Path) -> None:
-    words = ("--compression", 0.4, "--base-model")
-    result = kflats("compress", tied, "-o", place / "out", *words)
-    assert result.code == 0
-    assert type(library.load(place / "out")).__name__ == "BertModel"
 
 
 def test_nan_in_the_table_names_the_row(kflats: Cli, with_nan: Path, place: Path) -> None:

@@ -10,6 +10,7 @@ import typer
 from kflats.cli.console import (
     JsonOption,
     ModelArgument,
+    OutputOption,
     SeedOption,
     emit,
     errors,
@@ -17,6 +18,7 @@ from kflats.cli.console import (
     output,
     parse_size,
     quiet_libraries,
+    tokenizer_saver,
 )
 
 if TYPE_CHECKING:
@@ -27,9 +29,7 @@ if TYPE_CHECKING:
 
 def compress(
     model: ModelArgument,
-    out: Annotated[
-        Path, typer.Option("--output", "-o", help="New folder to write.", show_default=False)
-    ],
+    out: OutputOption,
     compression: Annotated[
         float | None,
         typer.Option(help="Fraction of the table's parameters to remove, e.g. 0.4."),
@@ -91,7 +91,7 @@ def compress(
     config = _with_tokens(config, opened, model, weights, keep_special)
     with fitting("clustering") as callback:
         report = compress_(opened, config, callback=callback)
-    save(opened, out, report=report, extras=_tokenizer_saver(opened, model))
+    save(opened, out, report=report, extras=tokenizer_saver(opened, model))
     text = f"{report}\nsaved to {out}; load it with kflats.load({str(out)!r})"
     output.print(text, markup=False, highlight=False, soft_wrap=True)
     emit({"output": str(out), **report.to_dict()}, json)
@@ -132,21 +132,3 @@ def _with_tokens(
         with errors.status("counting tokens"):
             config = replace(config, sample_weight=token_weights(weights, tokenizer, rows))
     return config
-
-
-def _tokenizer_saver(opened: nn.Module, name: str) -> Any:
-    """Return a function that adds the tokenizer to a folder, where the model does not itself."""
-    if hasattr(opened, "tokenizer"):
-        return None
-
-    def add(folder: Path) -> None:
-        from kflats.errors import CheckpointError
-        from kflats.models import tokenizer_of
-
-        try:
-            tokenizer_of(opened, name).save_pretrained(str(folder))
-        except CheckpointError:
-            note = f"note: {name} has no tokenizer; none was saved."
-            errors.print(note, markup=False, highlight=False, soft_wrap=True)
-
-    return add

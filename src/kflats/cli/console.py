@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from kflats.clustering import FitProgress
 
 
@@ -42,6 +45,10 @@ ModelArgument = Annotated[
         help="Folder, Hub name, or 'minilm' for the packaged all-MiniLM-L6-v2.",
         show_default=False,
     ),
+]
+
+OutputOption = Annotated[
+    Path, typer.Option("--output", "-o", help="New folder to write.", show_default=False)
 ]
 
 
@@ -145,3 +152,23 @@ def steps(title: str, total: int) -> Iterator[Callable[[str], None]]:
             begun = True
 
         yield next_step
+
+
+def tokenizer_saver(
+    opened: nn.Module, name: str, *, always: bool = False
+) -> Callable[[Path], None] | None:
+    """Return a function that adds the tokenizer to a folder, where the model does not itself."""
+    if hasattr(opened, "tokenizer") and not always:
+        return None
+
+    def add(folder: Path) -> None:
+        from kflats.errors import CheckpointError
+        from kflats.models import tokenizer_of
+
+        try:
+            tokenizer_of(opened, name).save_pretrained(str(folder))
+        except CheckpointError:
+            note = f"note: {name} has no tokenizer; none was saved."
+            errors.print(note, markup=False, highlight=False, soft_wrap=True)
+
+    return add

@@ -10,7 +10,8 @@ import typer
 from rich.markup import escape
 
 from kflats import __version__
-from kflats.cli import compress, demo, evaluate, inspect
+from kflats.cli import compress, demo, evaluate, export, info, inspect, restore
+from kflats.cli import run as run_program
 from kflats.cli.console import STATE, errors
 from kflats.errors import KflatsError
 
@@ -26,6 +27,12 @@ app = typer.Typer(
 )
 app.command()(inspect.inspect)
 app.command()(compress.compress)
+app.command()(info.info)
+app.command()(restore.restore)
+app.command()(export.export)
+app.command(
+    context_settings={"allow_interspersed_args": False, "allow_extra_args": True},
+)(run_program.run)
 app.command()(evaluate.evaluate)
 app.command()(demo.demo)
 

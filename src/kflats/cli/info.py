@@ -1,0 +1,47 @@
+"""``kflats info``: what a compressed checkpoint holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kflats.cli.console import JsonOption, emit, new_table, output
+
+FolderArgument = Annotated[
+    Path,
+    typer.Argument(metavar="FOLDER", help="Folder that kflats wrote.", show_default=False),
+]
+
+
+def info(folder: FolderArgument, json: JsonOption = False) -> None:
+    """Say what a compressed FOLDER holds; reads and checks headers only."""
+    from kflats.storage.info import folder_info
+
+    found = folder_info(folder)
+    table = new_table(f"{folder}: {found.architecture}, format {found.format_version}")
+    for column in ("table", "size", "method", "k", "rank", "exact"):
+        table.add_column(column, justify="left" if column in ("table", "method") else "right")
+    for each in found.tables:
+        shape = each.shape
+        table.add_row(
+            "\n= ".join(each.readers),
+            f"{shape.num_embeddings} x {shape.embedding_dim}",
+            each.method + (", affine" if shape.affine else ""),
+            str(shape.n_clusters),
+            str(shape.rank),
+            str(shape.n_exact),
+        )
+    output.print(table)
+    lines = [
+        f"{each.name}: {each.num_bytes:,} bytes of {each.dtype} factors and labels instead of "
+        f"{each.dense_bytes:,} ({each.shape.compression:.1%} fewer parameters), relative error "
+        + ("not recorded" if each.relative_error is None else f"{each.relative_error:.4f}")
+        for each in found.tables
+    ]
+    lines.append(
+        f"all tensors: {found.tensor_bytes:,} bytes, with dense tables {found.dense_tensor_bytes:,}"
+    )
+    output.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    emit(found.to_dict(), json)
