@@ -13,6 +13,8 @@ NAMES = (
     "fit_speed",
     "fit_memory",
     "lookup_speed",
+    "head_speed",
+    "load_memory",
     "start_quality",
     "sts_quality",
     "paper_speed",
