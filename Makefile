@@ -16,7 +16,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) -e '.[demo,train,onnx,dev]'
+	$(INSTALL) -e '.[demo,glue,onnx,dev]'
 	@touch $@ $(VENV)/.demo
 
 install: $(VENV)/.dev  ## Create .venv with everything for development

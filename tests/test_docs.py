@@ -20,18 +20,37 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         exec(compile(block, "README.md", "exec"), {})
 
 
-def test_every_command_is_in_the_readme_with_real_options() -> None:
+def all_commands() -> dict[str, Any]:
+    """Return every command by the words that call it."""
     from typer.main import get_command
 
     from kflats.cli.main import app
 
-    commands = get_command(app).commands  # type: ignore[attr-defined]
-    for name, command in commands.items():
-        assert f"kflats {name}" in README, name
-        known = {option for parameter in command.params for option in parameter.opts}
-        for line in re.findall(rf"^ *kflats {name}\b(.*)$", README, flags=re.MULTILINE):
-            used = set(re.findall(r"(?<=\s)-{1,2}[a-z][a-z-]*", line.split("#")[0]))
-            assert used <= known, line
+    found: dict[str, Any] = {}
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        found |= (
+            {f"{name} {key}": each for key, each in inner.items()} if inner else {name: command}
+        )
+    return found
+
+
+DOCUMENTS = README + "".join(
+    path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))
+)
+
+
+@pytest.mark.parametrize("words", all_commands())
+def test_every_command_is_documented_with_real_options(words: str) -> None:
+    command = all_commands()[words]
+    assert f"kflats {words}" in DOCUMENTS
+    known = {option for parameter in command.params for option in parameter.opts}
+    for line in re.findall(rf"^ *kflats {words}\b(.*)$", DOCUMENTS, flags=re.MULTILINE):
+        own = line.split("#")[0]
+        if words == "run":  # what follows the script belongs to it
+            own = own.split(".py")[0].split(" -m ")[0]
+        used = set(re.findall(r"(?<=\s)-{1,2}[a-z][a-z-]*", own))
+        assert used <= known, line
 
 
 def test_figures_of_the_readme_are_those_of_the_results() -> None:
@@ -66,16 +85,13 @@ def test_files_of_the_readme_tree_exist() -> None:
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
-@pytest.mark.parametrize("command", ["inspect", "compress", "evaluate", "demo"])
-def test_help_describes_every_option(command: str) -> None:
-    from typer.main import get_command
-
+@pytest.mark.parametrize("words", all_commands())
+def test_help_describes_every_option(words: str) -> None:
     from kflats.cli.main import app
 
-    result = CliRunner().invoke(app, [command, "--help"])
+    result = CliRunner().invoke(app, [*words.split(), "--help"])
     assert result.exit_code == 0
-    parameters = get_command(app).commands[command].params  # type: ignore[attr-defined]
-    assert all(parameter.help for parameter in parameters)
+    assert all(parameter.help for parameter in all_commands()[words].params)
 
 
 def integration_sections() -> list[tuple[str, list[str]]]:

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from kflats import __version__
-from kflats.cli import compress, demo, evaluate, export, info, inspect, restore
+from kflats.cli import compress, demo, evaluate, export, glue, info, inspect, restore
 from kflats.cli import run as run_program
 from kflats.cli.console import STATE, errors
 from kflats.errors import KflatsError
@@ -35,6 +35,7 @@ app.command(
 )(run_program.run)
 app.command()(evaluate.evaluate)
 app.command()(demo.demo)
+app.add_typer(glue.app, name="glue")
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,62 @@
+"""The runs of a sweep as tasks of a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kflats.errors import MissingExtraError
+from kflats.glue.protocol import Experiment
+from kflats.glue.runner import Progress, Results, attempt
+from kflats.glue.settings import Cell
+
+
+def in_ray(address: str) -> Callable[..., Results]:
+    """Return what runs the cells as tasks of a Ray cluster, each after its dense run.
+
+    Parameters
+    ----------
+    address : str
+        'local' starts a cluster on this machine; else what ``ray.init`` takes, such as 'auto'.
+
+    Raises
+    ------
+    MissingExtraError
+        If Ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtraError("ray", "cluster") from error
+
+    def run(
+        experiments: dict[str, Experiment],
+        cells: list[tuple[Cell, str]],
+        on_start: Progress | None,
+        number: int,
+        total: int,
+    ) -> Results:
+        ray.init(address=None if address == "local" else address, ignore_reinit_error=True)
+        remote = ray.remote(_attempt_after)
+        shared = {name: ray.put(each) for name, each in experiments.items()}
+        dense: dict[Cell, Any] = {}
+        waiting: dict[Any, tuple[Cell, str]] = {}
+        for cell, digest in cells:
+            reference = remote.remote(shared[cell.task], cell, dense.get(cell.dense))
+            waiting[reference] = (cell, digest)
+            if cell.method == "dense":
+                dense[cell] = reference
+        while waiting:
+            (ready,), _ = ray.wait(list(waiting))
+            cell, digest = waiting.pop(ready)
+            number += 1
+            if on_start is not None:
+                on_start(f"{cell.name} ended", number, total)
+            yield cell, digest, ray.get(ready)
+
+    return run
+
+
+def _attempt_after(experiment: Experiment, cell: Cell, _: Any) -> dict[str, Any]:
+    """Run a cell; Ray calls it when the result of the dense run, the last argument, is there."""
+    return attempt(experiment, cell)

@@ -1,0 +1,166 @@
+"""Drops of a sweep: per task, per method and compression, over seeds, and beside the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from kflats.errors import InputError
+from kflats.glue.tasks import TASKS
+
+STAGES = {"before": "without fine-tuning", "after": "with fine-tuning"}
+ENSEMBLE = "ensemble"
+"""The line that takes, for each task, seed and compression, the k of the best training score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drop:
+    """What one compressed run lost.
+
+    Attributes
+    ----------
+    task, seed, compression : as in :class:`kflats.glue.settings.Cell`
+        Which run.
+    method : str
+        'svd', 'projective k = 3', ..., or 'ensemble'.
+    stage : {'before', 'after'}
+        Before or after the extra epochs.
+    score, dense : float
+        The plotted metric times 100, of the run and of the dense model at the same stage.
+    """
+
+    task: str
+    seed: int
+    compression: float
+    method: str
+    stage: str
+    score: float
+    dense: float
+
+    @property
+    def percent(self) -> float:
+        """Relative drop in per cent (paper, section 4); negative for a gain.
+
+        NaN where the dense model itself scores nothing.
+        """
+        return 100 * (self.dense - self.score) / self.dense if self.dense > 0 else float("nan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanDrop:
+    """The mean drop over tasks, and its spread over seeds.
+
+    ``spread`` is the standard deviation of the means of single seeds; None for one seed.
+    """
+
+    method: str
+    compression: float
+    stage: str
+    mean: float
+    spread: float | None
+    tasks: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+def plotted_score(result: dict[str, Any], stage: str) -> float:
+    """Return the plotted metric on the first validation split."""
+    task = TASKS[result["cell"]["task"]]
+    return float(result[stage][task.validation[0]][task.plotted])
+
+
+def method_name(cell: dict[str, Any]) -> str:
+    """Return 'svd', or the method with its number of clusters."""
+    method = str(cell["method"])
+    return method if method == "svd" else f"{method} k = {cell['n_clusters']}"
+
+
+def drops(results: Iterable[dict[str, Any]]) -> list[Drop]:
+    """Return the drops of all finished compressed runs, with those of the ensemble.
+
+    Raises
+    ------
+    InputError
+        If a compressed run has no finished dense run beside it.
+    """
+    done = [each for each in results if each["status"] == "done"]
+    dense = {_key(each["cell"]): each for each in done if each["cell"]["method"] == "dense"}
+    found = []
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for each in done:
+        cell = each["cell"]
+        if cell["method"] == "dense":
+            continue
+        if _key(cell) not in dense:
+            raise InputError(
+                f"the results have a run of {cell['task']}, seed {cell['seed']}, but not its dense "
+                "run: drops cannot be counted."
+            )
+        reference = dense[_key(cell)]
+        found += [_drop(each, reference, method_name(cell), stage) for stage in STAGES]
+        if cell["method"] != "svd":
+            groups.setdefault((*_key(cell), cell["compression"], cell["method"]), []).append(each)
+    for (task, seed, *_), runs in groups.items():
+        if len(runs) > 1:
+            found += [
+                _drop(_best(runs, stage), dense[task, seed], ENSEMBLE, stage) for stage in STAGES
+            ]
+    return found
+
+
+def mean_drops(found: Iterable[Drop]) -> list[MeanDrop]:
+    """Return the mean over tasks for each method, compression and stage.
+
+    A seed counts if it has every task that any seed of that line has, so that means are over the
+    same tasks; runs whose dense model scores nothing are left out.
+    """
+    lines: dict[tuple[str, float, str], dict[int, dict[str, float]]] = {}
+    for drop in found:
+        if drop.percent == drop.percent:
+            line = lines.setdefault((drop.method, drop.compression, drop.stage), {})
+            line.setdefault(drop.seed, {})[drop.task] = drop.percent
+    return [_mean(key, seeds) for key, seeds in sorted(lines.items())]
+
+
+def _mean(key: tuple[str, float, str], seeds: dict[int, dict[str, float]]) -> MeanDrop:
+    tasks = sorted({task for each in seeds.values() for task in each})
+    whole = {seed: each for seed, each in seeds.items() if len(each) == len(tasks)} or seeds
+    means = [fmean(each.values()) for each in whole.values()]
+    method, compression, stage = key
+    return MeanDrop(
+        method=method,
+        compression=compression,
+        stage=stage,
+        mean=fmean(means),
+        spread=stdev(means) if len(means) > 1 else None,
+        tasks=tuple(tasks),
+        seeds=tuple(sorted(whole)),
+    )
+
+
+def _key(cell: dict[str, Any]) -> tuple[str, int]:
+    return cell["task"], cell["seed"]
+
+
+def _drop(run: dict[str, Any], dense: dict[str, Any], method: str, stage: str) -> Drop:
+    cell = run["cell"]
+    return Drop(
+        task=cell["task"],
+        seed=cell["seed"],
+        compression=cell["compression"],
+        method=method,
+        stage=stage,
+        score=plotted_score(run, stage),
+        dense=plotted_score(dense, stage),
+    )
+
+
+def _best(runs: list[dict[str, Any]], stage: str) -> dict[str, Any]:
+    """Return the run of the best training score; of equals the one of fewest clusters."""
+
+    def merit(run: dict[str, Any]) -> tuple[float, int]:
+        cell = run["cell"]
+        return run[f"train_{stage}"][TASKS[cell["task"]].plotted], -cell["n_clusters"]
+
+    return max(runs, key=merit)

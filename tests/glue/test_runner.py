@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kflats.errors import InputError
+from kflats.glue import protocol
+from kflats.glue.page import markdown
+from kflats.glue.runner import run_sweep
+from kflats.glue.settings import Sweep
+from kflats.glue.store import read_results
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+
+def names(results: Path) -> list[str]:
+    return sorted(path.stem for path in (results / "runs").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Path, data: Path) -> tuple[Path, Path]:
+    """The config and the results of an uninterrupted sweep."""
+    from tests.glue.conftest import TOML
+
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "sweep.toml").write_text(TOML.format(model=tiny, data=data))
+    run_sweep(Sweep.from_toml(folder / "sweep.toml"), folder / "results")
+    return folder / "sweep.toml", folder / "results"
+
+
+def test_every_run_leaves_scores_and_provenance(finished: tuple[Path, Path]) -> None:
+    sweep = Sweep.from_toml(finished[0])
+    assert names(finished[1]) == sorted(cell.name for cell in sweep.cells())
+    for each in read_results(finished[1]):
+        assert each["status"] == "done", each
+        metric = {"rte": "accuracy", "stsb": "pearson"}[each["cell"]["task"]]
+        for stage in ("before", "after"):
+            assert -100 <= each[stage]["validation"][metric] <= 100
+            assert metric in each[f"train_{stage}"]
+        assert each["provenance"]["transformers"]
+        assert len(each["data"]["sha256"]) == 64
+        if each["cell"]["method"] != "dense":
+            wanted = each["cell"]["compression"]
+            assert each["table"]["compression"] == pytest.approx(wanted, abs=0.07)
+            assert each["table"]["n_clusters"] == each["cell"]["n_clusters"]
+
+
+def test_dense_model_is_trained_once_and_learns(finished: tuple[Path, Path]) -> None:
+    folders = sorted(path.name for path in (finished[1] / "dense").iterdir())
+    assert folders == ["rte-seed0-dense", "stsb-seed0-dense"]
+    runs = {each["cell"]["task"]: each for each in read_results(finished[1])
+            if each["cell"]["method"] == "dense"}  # fmt: skip
+    assert runs["stsb"]["train_after"]["pearson"] > runs["stsb"]["train_before"]["pearson"] - 20
+
+
+def test_killed_sweep_goes_on_and_ends_with_the_same_table(
+    finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config, reference = finished
+    results = tmp_path / "results"
+    words = [sys.executable, "-m", "kflats.cli", "glue", "run", str(config), "-o", str(results)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and len(names(results)) < 3:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = names(results)
+    assert 3 <= len(before) < 14
+    times = {name: (results / "runs" / f"{name}.json").stat().st_mtime_ns for name in before}
+    outcome = run_sweep(Sweep.from_toml(config), results)
+    assert (outcome.done, outcome.skipped, outcome.failed) == (14 - len(before), len(before), 0)
+    for name, written in times.items():
+        assert (results / "runs" / f"{name}.json").stat().st_mtime_ns == written
+    assert markdown(read_results(results)) == markdown(read_results(reference))
+    assert not [path for path in results.rglob(".*") if path.is_file()]
+
+
+def test_nothing_runs_twice(finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kflats.glue.runner.run_cell", lambda *_: pytest.fail("ran again"))
+    outcome = run_sweep(Sweep.from_toml(finished[0]), finished[1])
+    assert (outcome.done, outcome.skipped) == (0, 14)
+
+
+def test_failed_run_is_recorded_and_tried_again(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kflats.compress import compress_ as right
+
+    def out_of_memory(model: Any, settings: Any) -> Any:
+        if settings.n_clusters == 3 and settings.compression == 0.6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return right(model, settings)
+
+    sweep = Sweep.from_toml(config, tasks=["rte"])
+    monkeypatch.setattr(protocol, "compress_", out_of_memory)
+    outcome = run_sweep(sweep, tmp_path / "results")
+    assert (outcome.done, outcome.failed) == (6, 1)
+    path = tmp_path / "results/runs/rte-seed0-projective-k3-c60.json"
+    assert "OutOfMemoryError: CUDA out of memory" in json.loads(path.read_text())["error"]
+    assert "CUDA out of memory" in markdown(read_results(tmp_path / "results"))
+    monkeypatch.setattr(protocol, "compress_", right)
+    again = run_sweep(sweep, tmp_path / "results")
+    assert (again.done, again.skipped, again.failed) == (1, 6, 0)
+
+
+def test_results_of_other_settings_are_refused(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    path = tmp_path / "other.toml"
+    path.write_text(finished[0].read_text().replace("1e-3", "1e-4"))
+    with pytest.raises(InputError, match="made with other settings"):
+        run_sweep(Sweep.from_toml(path), finished[1])
+
+
+def test_compressed_model_is_refused(config: Path, tiny: Path, tmp_path: Path) -> None:
+    import transformers
+
+    import kflats
+
+    model = transformers.AutoModel.from_pretrained(tiny)
+    kflats.compress_(model, kflats.CompressionConfig(compression=0.3, n_clusters=2))
+    kflats.save(model, tmp_path / "small")
+    sweep = Sweep.from_toml(config, tasks=["rte"], model=str(tmp_path / "small"))
+    outcome = run_sweep(sweep, tmp_path / "results")
+    assert (outcome.done, outcome.failed) == (0, 7)
+    text = markdown(read_results(tmp_path / "results"))
+    assert "is compressed already" in text
+    assert "dense run of this task and seed did not finish" in text
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_table(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    outcome = run_sweep(Sweep.from_toml(finished[0]), tmp_path / "results", ray_address="local")
+    assert (outcome.done, outcome.failed) == (14, 0)
+    reference = markdown(read_results(finished[1]))
+    assert markdown(read_results(tmp_path / "results")) == reference

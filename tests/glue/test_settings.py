@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kflats.errors import InputError
+from kflats.glue.settings import Cell, Sweep
+from kflats.glue.tasks import TASKS
+
+SHIPPED = ("smoke", "minilm-small", "paper-distilbert", "paper-roberta")
+
+
+def sweep(tmp_path: Path, text: str) -> Sweep:
+    path = tmp_path / "my.toml"
+    path.write_text('model = "m"\ntasks = ["rte", "cola"]\n' + text)
+    return Sweep.from_toml(path)
+
+
+def test_file_holds_only_what_differs(tmp_path: Path) -> None:
+    found = sweep(tmp_path, "[training]\nepochs = 9\n[training.cola]\nepochs = 4\n")
+    assert found.compressions == (0.4, 0.6, 0.8)
+    assert found.training_of("rte").epochs == 9
+    assert found.training_of("cola").epochs == 4
+    assert found.training_of("cola").batch_size == found.training_of("rte").batch_size == 32
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs_are_valid(name: str) -> None:
+    found = Sweep.from_toml(name)
+    assert set(found.tasks) <= set(TASKS)
+    assert len({cell.name for cell in found.cells()}) == len(found.cells())
+
+
+def test_paper_sweeps_all_tasks_after_two_epochs() -> None:
+    for name in ("paper-distilbert", "paper-roberta"):
+        found = Sweep.from_toml(name)
+        assert set(found.tasks) == set(TASKS)
+        assert found.training.extra_epochs == 2
+        assert 0.4 in found.compressions
+
+
+def test_cells_are_the_product_with_dense_first(tmp_path: Path) -> None:
+    found = sweep(tmp_path, "compressions = [0.5]\nn_clusters = [2, 4]\nseeds = [0, 7]\n")
+    names = [cell.name for cell in found.cells()]
+    assert names[:4] == [
+        "rte-seed0-dense",
+        "rte-seed0-svd-k1-c50",
+        "rte-seed0-projective-k2-c50",
+        "rte-seed0-projective-k4-c50",
+    ]
+    assert len(names) == 2 * 2 * 4
+    assert all(cell.dense in found.cells() for cell in found.cells())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seedz = [1]", "unknown key 'seedz' in the file; did you mean 'seeds'"),
+        ("[training]\nepoch = 1", "unknown key 'epoch' in training; did you mean 'epochs'"),
+        ("[training.rte]\nlearning_rat = 1", "in training.rte; did you mean 'learning_rate'"),
+        ("[training.rtee]\nepochs = 1", "no task 'rtee'; did you mean 'rte'"),
+        ('methods = ["svdd"]', "no method 'svdd'; did you mean 'svd'"),
+        ("compressions = [1.0]", "between 0 and 1"),
+        ("n_clusters = [0]", "at least 1"),
+        ("model", "cannot be read as TOML"),
+        ("seeds = 3", "my.toml: 'int' object is not iterable"),
+    ],
+)
+def test_wrong_settings_name_the_nearest(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        sweep(tmp_path, text)
+
+
+def test_model_is_needed(tmp_path: Path) -> None:
+    path = tmp_path / "none.toml"
+    path.write_text('tasks = ["rte"]')
+    with pytest.raises(InputError, match="has no 'model'"):
+        Sweep.from_toml(path)
+
+
+def test_digest_changes_with_what_the_numbers_depend_on(tmp_path: Path) -> None:
+    one = sweep(tmp_path, "")
+    other = sweep(tmp_path, "[training.rte]\nepochs = 8")
+    grown = sweep(tmp_path, "seeds = [0, 1, 2, 3]\ncompressions = [0.1, 0.4]")
+    cell, untouched = Cell(task="rte", seed=0), Cell(task="cola", seed=0)
+    assert one.digest(cell, "d") == grown.digest(cell, "d")
+    assert one.digest(cell, "d") != other.digest(cell, "d")
+    assert one.digest(untouched, "d") == other.digest(untouched, "d")
+    assert one.digest(cell, "d") != one.digest(cell, "e")

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from kflats.errors import InputError
+from kflats.glue.page import markdown
+from kflats.glue.summary import ENSEMBLE, drops, mean_drops
+
+
+def result(
+    method: str, before: float, after: float, *, task: str = "rte", seed: int = 0, k: int = 1,
+    train: float = 0.0, compression: float = 0.4,
+) -> dict[str, Any]:  # fmt: skip
+    metric = {"rte": "accuracy", "cola": "matthews"}[task]
+    cell = {"task": task, "seed": seed, "method": method, "n_clusters": k}
+    return {
+        "cell": cell | {"compression": 0.0 if method == "dense" else compression},
+        "status": "done",
+        "model": "some/distilbert-base-uncased",
+        "before": {"validation": {metric: before}},
+        "after": {"validation": {metric: after}},
+        "train_before": {metric: train},
+        "train_after": {metric: train},
+        "majority": {"validation": {metric: 50.0}},
+        "official_data": True,
+    }
+
+
+RUNS = [
+    result("dense", 80.0, 90.0),
+    result("svd", 60.0, 81.0),
+    result("projective", 72.0, 90.0, k=3, train=70),
+    result("projective", 76.0, 88.2, k=5, train=99),
+]
+
+
+def percents(runs: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
+    return {(d.method, d.stage): d.percent for d in drops(runs)}
+
+
+def test_drop_is_relative_to_the_dense_model_of_the_same_stage() -> None:
+    found = percents(RUNS)
+    assert found["svd", "before"] == pytest.approx(25.0)
+    assert found["svd", "after"] == pytest.approx(10.0)
+    assert found["projective k = 3", "after"] == pytest.approx(0.0)
+
+
+def test_ensemble_takes_k_by_training_score() -> None:
+    found = percents(RUNS)
+    assert found[ENSEMBLE, "after"] == found["projective k = 5", "after"] == pytest.approx(2.0)
+    same = percents([*RUNS[:3], result("projective", 76.0, 80.0, k=5, train=70)])
+    assert same[ENSEMBLE, "after"] == same["projective k = 3", "after"]
+
+
+def test_mean_is_over_tasks_and_spread_over_seeds() -> None:
+    runs = []
+    for seed, loss in ((0, 2.0), (1, 4.0)):
+        for task in ("rte", "cola"):
+            runs.append(result("dense", 100.0, 100.0, task=task, seed=seed))
+            extra = 2.0 if task == "cola" else 0.0
+            runs.append(result("svd", 50.0, 100 - loss - extra, task=task, seed=seed))
+    (after,) = [each for each in mean_drops(drops(runs)) if each.stage == "after"]
+    assert after.mean == pytest.approx(4.0)
+    assert after.spread == pytest.approx(math.sqrt(2))
+    assert (after.tasks, after.seeds) == (("cola", "rte"), (0, 1))
+
+
+def test_seed_that_lacks_a_task_does_not_bend_the_mean() -> None:
+    runs = [
+        result("dense", 100.0, 100.0), result("svd", 90.0, 90.0),
+        result("dense", 100.0, 100.0, task="cola"), result("svd", 50.0, 50.0, task="cola"),
+        result("dense", 100.0, 100.0, seed=1), result("svd", 90.0, 90.0, seed=1),
+    ]  # fmt: skip
+    (after,) = [each for each in mean_drops(drops(runs)) if each.stage == "after"]
+    assert after.mean == pytest.approx(30.0)
+    assert (after.seeds, after.spread) == ((0,), None)
+
+
+def test_task_where_the_dense_model_scores_nothing_is_left_out() -> None:
+    runs = [*RUNS, result("dense", 0.0, 0.0, task="cola"), result("svd", 0.0, 5.0, task="cola")]
+    assert all(each.tasks == ("rte",) for each in mean_drops(drops(runs)))
+
+
+def test_compressed_run_without_its_dense_one_is_refused() -> None:
+    with pytest.raises(InputError, match="rte, seed 0, but not its dense run"):
+        drops(RUNS[1:])
+
+
+def test_failed_runs_are_in_the_report_and_not_in_the_means() -> None:
+    failed = {"cell": RUNS[1]["cell"] | {"seed": 9}, "status": "failed", "error": "out of memory"}
+    text = markdown([*RUNS, failed])
+    assert "out of memory" in text
+    assert "| svd | 40% | 25.00 | 10.00 | 1 tasks, 1 seeds |" in text
+
+
+def test_paper_is_beside_its_own_models_only() -> None:
+    assert "| messi | 40% | 0.5 |" in markdown(RUNS)
+    assert "The paper" not in markdown([{**each, "model": "minilm"} for each in RUNS])
