@@ -85,7 +85,7 @@ def test_killed_sweep_goes_on_and_ends_with_the_same_table(
 
 
 def test_nothing_runs_twice(finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kflats.glue.runner.run_cell", lambda *_: pytest.fail("ran again"))
+    monkeypatch.setattr("kflats.glue.attempt.run_cell", lambda *_: pytest.fail("ran again"))
     outcome = run_sweep(Sweep.from_toml(finished[0]), finished[1])
     assert (outcome.done, outcome.skipped) == (0, 14)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from kflats.errors import MissingExtraError
+from kflats.glue.attempt import Progress, Results, attempt
 from kflats.glue.protocol import Experiment
-from kflats.glue.runner import Progress, Results, attempt
 from kflats.glue.settings import Cell
 
 

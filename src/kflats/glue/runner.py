@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from kflats.glue.attempt import Progress, Results, attempt, is_first_process
 from kflats.glue.data import load_data
-from kflats.glue.protocol import Experiment, run_cell
+from kflats.glue.protocol import Experiment
 from kflats.glue.settings import Cell, Sweep
 from kflats.glue.store import DENSE, is_done, write_json, write_result
 from kflats.glue.tasks import find_task
-from kflats.report.compression import provenance
-
-Progress = Callable[[str, int, int], None]
-_LIBRARIES = ("transformers", "accelerate", "datasets", "tokenizers", "numpy", "scipy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +63,7 @@ def run_sweep(
     counts = {"done": 0, "failed": 0}
     number = total - len(open_cells)
     for cell, digest, result in work(experiments, open_cells, on_start, number, total):
-        if _is_first_process():
+        if is_first_process():
             write_result(results, cell, digest, result)
         counts[result["status"]] += 1
         _wait_for_others()
@@ -105,9 +99,6 @@ def _is_needed(sweep: Sweep, results: Path, dense: Cell, experiment: Experiment)
     )
 
 
-Results = Iterator[tuple[Cell, str, dict[str, Any]]]
-
-
 def _here(
     experiments: dict[str, Experiment],
     cells: list[tuple[Cell, str]],
@@ -121,49 +112,11 @@ def _here(
         yield cell, digest, attempt(experiments[cell.task], cell)
 
 
-def attempt(experiment: Experiment, cell: Cell) -> dict[str, Any]:
-    """Return the result of a run, or the record of its failure."""
-    folder = experiment.checkpoint(cell)
-    if cell.method == "dense" and folder.exists() and _is_first_process():
-        shutil.rmtree(folder)  # of a run that did not end, or one that is repeated
-    try:
-        return {"status": "done", **run_cell(experiment, cell), **_context(experiment, cell)}
-    except Exception as error:  # noqa: BLE001  whatever happens in a run must not stop the others
-        return {
-            "status": "failed",
-            "error": f"{type(error).__name__}: {error}",
-            "traceback": traceback.format_exc(),
-            **_context(experiment, cell),
-        }
-
-
-def _context(experiment: Experiment, cell: Cell) -> dict[str, Any]:
-    from importlib.metadata import version
-
-    return {
-        "model": experiment.sweep.model,
-        "training": asdict(experiment.sweep.training_of(cell.task)),
-        "data": {"source": Path(experiment.data.source).name, "sha256": experiment.data.digest},
-        "provenance": provenance() | {name: version(name) for name in _LIBRARIES} | _hardware(),
-    }
-
-
-def _hardware() -> dict[str, str]:
-    import torch
-
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {"cpus": str(os.cpu_count()), "gpu": gpu}
-
-
 def _write_settings(sweep: Sweep, results: Path) -> None:
     """Keep the settings beside the results, without machine paths."""
-    if _is_first_process():
+    if is_first_process():
         settings = asdict(sweep) | {"data": Path(sweep.data).name}
         write_json(results / "sweep.json", settings)
-
-
-def _is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _wait_for_others() -> None:

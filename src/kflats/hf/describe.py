@@ -21,9 +21,6 @@ def describe_(model: Any) -> None:
 
     Needed after layers were exchanged by hand; ``compress_`` and ``save_pretrained`` do it.
     """
-    from kflats.hf.quantizer import register
-
-    register()
     share_tensors(model)
     manifest = Manifest.of(model)
     if not manifest.modules:
