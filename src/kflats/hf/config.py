@@ -9,9 +9,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from kflats.config import CompressionConfig
 from kflats.errors import InputError
-from kflats.storage.manifest import FORMAT_VERSION, Manifest, check_version
+from kflats.storage.manifest import FORMAT_VERSION, Manifest, manifest_of_block
 
 METHOD = "kflats"
+_WHERE = "the quantization_config of config.json"
 
 
 class KFlatsConfig(QuantizationConfigMixin):
@@ -25,8 +26,8 @@ class KFlatsConfig(QuantizationConfigMixin):
     ----------
     layers : dict, optional
         The :class:`kflats.storage.manifest.Manifest` of a compressed model as a JSON object.
-    format_version : int
-        Version of ``layers``; one that this kflats does not read is refused.
+    format_version : int, optional
+        Version of ``layers``, needed with it; one that this kflats does not read is refused.
     quant_method : str
         Always 'kflats'.
     **settings
@@ -37,7 +38,7 @@ class KFlatsConfig(QuantizationConfigMixin):
     InputError
         If a setting is unknown or out of range.
     CheckpointError
-        If the format version is not the one of this kflats.
+        If ``layers`` is damaged or of a format version that this kflats does not read.
 
     Examples
     --------
@@ -48,22 +49,25 @@ class KFlatsConfig(QuantizationConfigMixin):
     def __init__(
         self,
         layers: dict[str, Any] | None = None,
-        format_version: int = FORMAT_VERSION,
+        format_version: int | None = None,
         quant_method: str = METHOD,
         **settings: Any,
     ) -> None:
-        check_version(format_version, "the quantization_config of config.json")
         known = {field.name for field in fields(CompressionConfig)}
-        if set(settings) - known or (layers is not None and settings):
-            raise InputError(
-                f"quantization_config has the unknown fields {sorted(settings)}; format version "
-                f"{FORMAT_VERSION} has layers, format_version and quant_method, or the settings "
-                f"of CompressionConfig: {sorted(known)}."
-            )
         self.quant_method = quant_method
-        self.format_version = format_version
-        self.manifest = None if layers is None else Manifest.from_dict(layers)
-        self.settings = CompressionConfig(**settings) if settings else None
+        self.format_version = FORMAT_VERSION
+        self.manifest: Manifest | None = None
+        self.settings: CompressionConfig | None = None
+        if layers is not None or format_version is not None:
+            block = {"quant_method": quant_method, "layers": layers, **settings}
+            self.manifest = manifest_of_block(block | {"format_version": format_version}, _WHERE)
+        elif set(settings) - known:
+            raise InputError(
+                f"KFlatsConfig has no settings {sorted(set(settings) - known)}; it has those of "
+                f"CompressionConfig: {sorted(known)}."
+            )
+        elif settings:
+            self.settings = CompressionConfig(**settings)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON object; row weights of the settings are left out."""

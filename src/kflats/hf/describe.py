@@ -8,10 +8,11 @@ from typing import Any
 from torch import nn
 from transformers.core_model_loading import WeightRenaming
 
+from kflats.errors import CheckpointError, InputError
 from kflats.hf.config import METHOD, KFlatsConfig
 from kflats.layers import FactorTable
 from kflats.layers.table import FACTORS, FILE_NAMES
-from kflats.storage.manifest import Manifest, factor_layers, owner_names
+from kflats.storage.manifest import FORMAT_VERSION, Manifest, factor_layers, owner_names
 
 _DENSE_TIES = "_kflats_dense_ties"
 
@@ -26,17 +27,14 @@ def describe_(model: Any) -> None:
     if not manifest.modules:
         forget_(model)
         return
-    model.config.quantization_config = KFlatsConfig(manifest.to_dict())
+    model.config.quantization_config = KFlatsConfig(manifest.to_dict(), FORMAT_VERSION)
     declare_ties(model)
     model._weight_conversions = [*_foreign_conversions(model), *renamings(manifest)]
 
 
 def forget_(model: Any) -> None:
     """Take what kflats wrote out of the config of a model that is dense again, in place."""
-    block = getattr(model.config, "quantization_config", None)
-    if isinstance(block, KFlatsConfig) or (
-        isinstance(block, dict) and block.get("quant_method") == METHOD
-    ):
+    if is_described(model):
         del model.config.quantization_config
         model._weight_conversions = _foreign_conversions(model)
     for _, part in _pretrained_parts(model):
@@ -46,10 +44,22 @@ def forget_(model: Any) -> None:
             _drop_untied(part)
 
 
-def renamings(manifest: Manifest) -> list[WeightRenaming]:
-    """Return the renamings from the names in files to those of parameters."""
+def is_described(model: Any) -> bool:
+    """Return whether the config of a model says that it has factorised tables."""
+    block = getattr(model.config, "quantization_config", None)
+    if isinstance(block, dict):
+        return block.get("quant_method") == METHOD
+    return isinstance(block, KFlatsConfig)
+
+
+def renamings(manifest: Manifest, owners: dict[str, str] | None = None) -> list[WeightRenaming]:
+    """Return the renamings from the names in files to those of parameters.
+
+    ``owners`` says which module of the model stands in for the one that named a table.
+    """
+    here = owners or {}
     return [
-        WeightRenaming(f"{name}.{file_name}", f"{name}.{key}")
+        WeightRenaming(f"{name}.{file_name}", f"{here.get(name, name)}.{key}")
         for name in manifest.tables
         for key, file_name in FILE_NAMES.items()
     ]
@@ -74,7 +84,10 @@ def index_tables(model: nn.Module) -> None:
     """Find the places of the rows again after the labels were read."""
     layers = factor_layers(model)
     for name in owner_names(layers).values():
-        layers[name].index_()
+        try:
+            layers[name].index_()
+        except InputError as error:
+            raise CheckpointError(f"{name}.{FILE_NAMES['labels']} is damaged: {error}") from error
     share_tensors(model)
 
 

@@ -15,8 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from kflats.hf.config import KFlatsConfig
-from kflats.hf.describe import describe_
+from kflats.hf.describe import describe_, is_described
 from kflats.layers import FactorTable
 from kflats.layers.resize import new_rows, resize_
 from kflats.storage.manifest import factor_layers, owner_names
@@ -37,8 +36,7 @@ def install() -> None:
 def _save_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
-        described = isinstance(getattr(self.config, "quantization_config", None), KFlatsConfig)
-        if described or factor_layers(self):
+        if is_described(self) or factor_layers(self):
             describe_(self)
         return original(self, *args, **kwargs)
 

@@ -44,7 +44,7 @@ class KFlatsQuantizer(HfQuantizer):
         found = read_headers(Path(file) for file in checkpoint_files or ())
         if checkpoint_files:
             check_tensors(config.manifest, found, Path(checkpoint_files[0]).parent, "config.json")
-        insert_layers(model, config.manifest, set(found))
+        self.owners = insert_layers(model, config.manifest, set(found))
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         settings = self.quantization_config.settings
@@ -63,16 +63,13 @@ class KFlatsQuantizer(HfQuantizer):
 
             compress_(model, settings)
             return model
-        try:
-            index_tables(model)
-        except InputError as error:
-            raise CheckpointError(f"the checkpoint is damaged: {error}") from error
+        index_tables(model)
         return model
 
     def get_weight_conversions(self) -> list[WeightRenaming]:
         """Return the renamings from file names to parameter names."""
         manifest = self.quantization_config.manifest
-        return [] if manifest is None else renamings(manifest)
+        return [] if manifest is None else renamings(manifest, getattr(self, "owners", None))
 
     def is_serializable(self) -> bool:
         """Factors are saved like any parameters."""

@@ -15,7 +15,9 @@ from kflats.layers.embedding import dense_class_of
 from kflats.storage.manifest import Manifest, ModuleSpec, TableSpec
 
 
-def insert_layers(model: Any, manifest: Manifest, file_keys: set[str] | None = None) -> None:
+def insert_layers(
+    model: Any, manifest: Manifest, file_keys: set[str] | None = None
+) -> dict[str, str]:
     """Replace the embeddings and heads that a checkpoint has factorised, in place.
 
     A checkpoint of BertModel also loads as BertForX and back. An output head that the model does
@@ -31,12 +33,18 @@ def insert_layers(model: Any, manifest: Manifest, file_keys: set[str] | None = N
     file_keys : set of str, optional
         Names of the tensors in the files.
 
+    Returns
+    -------
+    dict
+        For tables whose first reader this model does not have, the name of the module that owns
+        them here, as in a decoder alone of an encoder-decoder.
+
     Raises
     ------
     CheckpointError
         If the model has no embedding where the checkpoint has a table.
     """
-    here = _translated(model, manifest)
+    here, owners = _translated(model, manifest)
     here = _with_class_ties(model, here, file_keys or set())
     for name, layer in here.build().items():
         old = model.get_submodule(name)
@@ -46,10 +54,12 @@ def insert_layers(model: Any, manifest: Manifest, file_keys: set[str] | None = N
             layer.dense_class = dense_class_of(old)
         replace_module(model, name, layer)
     declare_ties(model)
+    return owners
 
 
-def _translated(model: Any, manifest: Manifest) -> Manifest:
-    """Return the manifest in the module names of this model."""
+def _translated(model: Any, manifest: Manifest) -> tuple[Manifest, dict[str, str]]:
+    """Return the manifest in the module names of this model, and the owners that changed."""
+    owners: dict[str, str] = {}
     tables: dict[str, TableSpec] = {}
     modules: dict[str, ModuleSpec] = {}
     for table, spec in manifest.tables.items():
@@ -58,6 +68,8 @@ def _translated(model: Any, manifest: Manifest) -> Manifest:
         present = {new: readers[name] for name, new in found.items() if new is not None}
         owner = found[table] or min(present, key=lambda new: present[new].kind, default=None)
         if owner is not None:
+            if found[table] is None:
+                owners[table] = owner
             tables[owner] = spec
             modules |= {new: replace(each, table=owner) for new, each in present.items()}
         elif any(each.kind == "embedding" for each in readers.values()):
@@ -66,7 +78,7 @@ def _translated(model: Any, manifest: Manifest) -> Manifest:
                 "no embedding there: load it with the class it was saved from (see architectures "
                 "in config.json)."
             )
-    return Manifest(tables=tables, modules=modules)
+    return Manifest(tables=tables, modules=modules), owners
 
 
 def _candidates(model: Any, name: str) -> list[str]:

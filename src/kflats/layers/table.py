@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -80,6 +81,9 @@ class FactorTable(nn.Module):
         self.shape = shape
         self.origin: dict[str, Any] = {}
         self.is_shared = False
+        # In lists, so that they are no sub-modules.
+        self._owner: list[FactorTable] = []
+        self._readers: list[FactorTable] = []
 
         def parameter(*sizes: int) -> nn.Parameter:
             return nn.Parameter(torch.zeros(*sizes, device=device, dtype=dtype))
@@ -152,11 +156,13 @@ class FactorTable(nn.Module):
             return self
         labels = self.labels.long()
         counts = torch.bincount(labels.clamp_min(0), minlength=len(self.shape.counts)).tolist()
-        if tuple(counts) != self.shape.counts:
-            raise InputError(
-                f"the labels put {counts} rows into the groups, the table was described with "
-                f"{list(self.shape.counts)}: labels and description do not belong together."
-            )
+        for group, (found, wanted) in enumerate(zip_longest(counts, self.shape.counts)):
+            if found != wanted:
+                raise InputError(
+                    f"the labels put {found} rows into group {group}, the table was described "
+                    f"with {wanted or 'no such group'}: labels and description do not belong "
+                    "together."
+                )
         order = torch.argsort(labels, stable=True)
         places = self.places
         if places is None or places.shape != labels.shape or places.device != labels.device:
@@ -245,12 +251,16 @@ class FactorTable(nn.Module):
             self.register_buffer(name, getattr(other, name), persistent=False)
         self.origin = other.origin
         self.is_shared = True
+        self._owner = [other]
+        if not any(reader is self for reader in other._readers):
+            other._readers.append(self)
 
     def own_(self) -> None:
         """Save the tensors of the table with this module from now on."""
         if self.is_shared:
             self.register_buffer("labels", self.labels)
             self.is_shared = False
+            self._owner = []
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -271,5 +281,12 @@ class FactorTable(nn.Module):
 
 
 def _after_load(module: Any, _: Any) -> None:
-    if not module.is_shared:
-        module.index_()
+    """Find the places again, and tie again what loading with ``assign`` has untied."""
+    if module.is_shared:
+        for owner in module._owner:
+            module.share_with(owner)
+        return
+    module.index_()
+    for reader in module._readers:
+        if reader.is_shared and reader._owner and reader._owner[0] is module:
+            reader.share_with(module)

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kflats.errors import CheckpointError, InputError
+from kflats.errors import CheckpointError
 from kflats.storage.files import TensorHeader, check_tensors, read_headers, refuse_pickles
-from kflats.storage.manifest import Manifest, check_version
+from kflats.storage.manifest import Manifest, manifest_of_block
 from kflats.storage.plain import MANIFEST
 
 
@@ -44,11 +44,9 @@ def read_manifest(folder: Path) -> tuple[Manifest, Path]:
         if not isinstance(block, dict):
             continue
         if path.name == MANIFEST or block.get("quant_method") == "kflats":
-            check_version(block.get("format_version"), str(path))
-            try:
-                return Manifest.from_dict(block.get("layers", {})), path
-            except InputError as error:
-                raise CheckpointError(f"{path}: {error}") from error
+            described = {"quant_method": "kflats", **block}
+            described.pop("aliases", None)  # of plain modules
+            return manifest_of_block(described, str(path)), path
     raise CheckpointError(
         f"{folder} describes no factorised layer (no {MANIFEST}, no config.json with "
         "quant_method kflats): load it with the library that wrote it."

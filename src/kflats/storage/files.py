@@ -11,6 +11,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from kflats.errors import CheckpointError
+from kflats.layers.table import FILE_NAMES
 from kflats.storage.manifest import Manifest
 
 _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".joblib", ".dill")
@@ -84,10 +85,29 @@ def check_tensors(
         Naming the folder and the tensor, if one is missing or has a wrong shape.
     """
     for name, shape in manifest.tensor_shapes().items():
-        if name not in found:
+        header = find_header(name, found)
+        if header is None:
             raise CheckpointError(f"{folder} has no tensor {name!r}, which {where} announces.")
-        if found[name].shape != shape:
+        if header.shape != shape:
             raise CheckpointError(
-                f"{folder}: tensor {name!r} has shape {found[name].shape}, {where} announces "
-                f"{shape}."
+                f"{folder}: tensor {name!r} has shape {header.shape}, {where} announces {shape}."
             )
+        is_label = name.endswith(FILE_NAMES["labels"])
+        if header.dtype.startswith(("F", "BF")) == is_label:
+            kind = "whole numbers" if is_label else "floating point"
+            raise CheckpointError(
+                f"{folder}: tensor {name!r} has dtype {header.dtype}; {kind} is needed."
+            )
+
+
+def find_header(name: str, found: dict[str, TensorHeader]) -> TensorHeader | None:
+    """Return the tensor of a module, also where a library wrote it with another prefix.
+
+    transformers keeps the old names of some models in their files, such as
+    ``language_model.model`` for ``model.language_model``; the last two parts are the same.
+    """
+    if name in found:
+        return found[name]
+    tail = ".".join(name.split(".")[-2:])
+    alike = [header for key, header in found.items() if ("." + key).endswith("." + tail)]
+    return alike[0] if len(alike) == 1 else None

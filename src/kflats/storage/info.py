@@ -11,6 +11,7 @@ from kflats.errors import CheckpointError
 from kflats.layers.table import FILE_NAMES
 from kflats.shape import FactorShape
 from kflats.storage.check import check_folder, read_json
+from kflats.storage.files import find_header
 from kflats.storage.manifest import FORMAT_VERSION
 
 
@@ -106,8 +107,9 @@ def folder_info(folder: str | os.PathLike[str]) -> FolderInfo:
     manifest, found = check_folder(source)
     tables = []
     for name, spec in manifest.tables.items():
-        keys = [f"{name}.{file_name}" for file_name in FILE_NAMES.values()]
-        coefficients = found[f"{name}.{FILE_NAMES['coefficients']}"]
+        names = [f"{name}.{file_name}" for file_name in FILE_NAMES.values()]
+        headers = [header for each in names if (header := find_header(each, found)) is not None]
+        coefficients = headers[0]
         dense = coefficients._replace(shape=(spec.shape.dense_parameters,))
         tables.append(
             TableInfo(
@@ -115,7 +117,7 @@ def folder_info(folder: str | os.PathLike[str]) -> FolderInfo:
                 readers=tuple(n for n, each in manifest.modules.items() if each.table == name),
                 shape=spec.shape,
                 dtype=coefficients.dtype,
-                num_bytes=sum(found[key].num_bytes for key in keys if key in found),
+                num_bytes=sum(header.num_bytes for header in headers),
                 dense_bytes=dense.num_bytes,
                 method=str(spec.origin.get("method", "unknown")),
                 relative_error=spec.origin.get("relative_error"),

@@ -225,10 +225,23 @@ def _seniority(layer: FactorTable) -> tuple[bool, bool]:
     return layer.is_shared, isinstance(layer, FactorizedLinear)
 
 
-def check_version(version: object, where: str) -> None:
-    """Raise CheckpointError unless this kflats reads the format version."""
+def manifest_of_block(block: dict[str, Any], where: str) -> Manifest:
+    """Return the manifest in a ``quantization_config`` or ``kflats.json``.
+
+    Raises
+    ------
+    CheckpointError
+        Naming ``where``, if the version is not the one this kflats reads, a field is unknown or
+        missing, or a value makes no sense.
+    """
+    version = block.get("format_version")
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{where} has format_version={version}; this kflats reads {FORMAT_VERSION}: install "
             "the kflats that wrote it, or a newer one."
         )
+    try:
+        check_fields(block, ["quant_method", "format_version", "layers"], "the description")
+        return Manifest.from_dict(block["layers"])
+    except InputError as error:
+        raise CheckpointError(f"{where}: {error}") from error

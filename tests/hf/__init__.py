@@ -1,0 +1,1 @@
+"""Tests of kflats.hf and of what transformers does with factorised models."""
