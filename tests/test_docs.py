@@ -66,6 +66,11 @@ def test_figures_of_the_readme_are_those_of_the_results() -> None:
     assert f"| {result('paper_speed')['paper_over_fit']:.0f} times slower" in README
     times = [lookup[name]["zipf_forward_ms"] for name in ("nn.Embedding", "SVD", "k = 5")]
     assert f"| {' / '.join(map(str, times))} ms |" in README
+    head = result("head_speed")["k = 8"]["over_dense"]
+    assert f"| {' / '.join(map(str, head.values()))} times |" in README
+    load = result("load_memory")
+    peaks = (load["peak_loading_over_file"], load["peak_after_forward_over_file"])
+    assert f"| {peaks[0]:.2f} / {peaks[1]:.2f} times |" in README
 
 
 def test_make_targets_of_the_documents_exist() -> None:
