@@ -46,7 +46,7 @@ class FactorizedLinear(FactorTable):
     >>> factors = Factorization.projective(head.weight, n_clusters=2, rank=16)
     >>> layer = FactorizedLinear.from_linear(head, factors)
     >>> hidden = torch.randn(3, 16)
-    >>> torch.allclose(layer(hidden), head(hidden), atol=1e-5)
+    >>> torch.allclose(layer(hidden), head(hidden), atol=1e-4)
     True
     """
 
