@@ -26,7 +26,7 @@ demo: $(VENV)/.demo  ## Compress the real all-MiniLM-L6-v2 and show what it cost
 	$(BIN)/kflats demo -o kflats-demo
 
 test: $(VENV)/.dev  ## Run the tests (offline, CPU)
-	OMP_WAIT_POLICY=passive $(BIN)/pytest  # spinning threads starve each other on shared cores
+	OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile  # spinning threads starve each other on shared cores
 
 check: $(VENV)/.dev  ## Check format, lint and types, as CI does
 	$(BIN)/ruff format --check .
