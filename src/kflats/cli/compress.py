@@ -92,7 +92,10 @@ def compress(
     with fitting("clustering") as callback:
         report = compress_(opened, config, callback=callback)
     save(opened, out, report=report, extras=tokenizer_saver(opened, model))
-    text = f"{report}\nsaved to {out}; load it with kflats.load({str(out)!r})"
+    text = (
+        f"{report}\nsaved to {out}; load it with kflats.load({str(out)!r}), or after import kflats "
+        "as any model"
+    )
     output.print(text, markup=False, highlight=False, soft_wrap=True)
     emit({"output": str(out), **report.to_dict()}, json)
 
