@@ -77,8 +77,16 @@ def test_decoders_export_without_a_cache(name: str, tmp_path: Path) -> None:
     assert model.config.use_cache is before
 
 
+def test_half_precision(tmp_path: Path) -> None:
+    model = tiny_bert("BertForMaskedLM")
+    kflats.compress_(model, CONFIG)
+    with pytest.raises(InputError, match="bfloat16"):
+        kflats.export_onnx(model.bfloat16(), tmp_path / "bf16")
+    assert kflats.export_onnx(model.half(), tmp_path / "half").max_difference < 2e-3
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if "bf16" not in name])
 def test_every_architecture_exports(name: str, tmp_path: Path) -> None:
     model = dense_model(name)
     kflats.compress_(model, CONFIG)

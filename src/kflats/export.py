@@ -84,7 +84,8 @@ def export_onnx(
     Raises
     ------
     InputError
-        If it is no transformers model with ``input_ids``.
+        If it is no transformers model with ``input_ids``, or in bfloat16, which ONNX Runtime does
+        not compute in on the CPU.
     ExportError
         If the conversion fails, or the results differ by more than rounding.
     MissingExtraError
@@ -139,6 +140,11 @@ def _encoder(model: nn.Module) -> Any:
             f"{type(model).__name__} holds {len(roots)} transformers models that take input_ids; "
             "exactly one can be exported."
         )
+    if roots[0].dtype == torch.bfloat16:
+        raise InputError(
+            "ONNX Runtime does not compute in bfloat16 on the CPU, so the graph could not be "
+            "checked: convert with model.float() or model.half() first."
+        )
     return roots[0]
 
 
@@ -186,7 +192,10 @@ def _check(encoder: Any, path: Path) -> tuple[tuple[str, ...], tuple[str, ...], 
     """Return input and output names, and the largest difference to PyTorch."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no base of their own
+        raise ExportError(f"ONNX Runtime cannot load the graph: {error}") from error
     names = tuple(each.name for each in session.get_inputs())
     outputs = tuple(each.name for each in session.get_outputs())
     worst = 0.0
