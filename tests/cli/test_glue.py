@@ -27,8 +27,9 @@ def test_run_and_report(kflats: Cli, config: Path, place: Path) -> None:  # noqa
     page = (place / "report" / "report.html").read_text()
     assert "<table>" in page
     assert 'src="http' not in page
-    methods = {each["method"] for each in report.json["means"]}
-    assert methods == {"svd", "projective k = 2", "projective k = 3", "ensemble"}
+    text = (place / "report" / "report.md").read_text()
+    for method in ("svd", "projective k = 2", "projective k = 3", "ensemble"):
+        assert f"| with fine-tuning | {method} | 60% |" in text
     assert kflats(*words, "--dry-run", "--json").json["open"] == 0
 
 

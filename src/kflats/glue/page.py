@@ -92,7 +92,8 @@ def markdown(results: list[dict[str, Any]]) -> str:
         f"# {model} on GLUE",
         "Relative drops of the plotted metric on the validation split, in per cent of the dense "
         "model, which got the same extra epochs; negative is a gain. ± is the standard deviation "
-        "over seeds of the mean over tasks.",
+        "over seeds of the mean over tasks. A task on which the dense model is no better than the "
+        "majority baseline is shown, but left out of the means.",
         "## Dense models",
         _markdown(*dense_table(results)),
         "## Mean drop over tasks",

@@ -27,8 +27,9 @@ class Drop:
         'svd', 'projective k = 3', ..., or 'ensemble'.
     stage : {'before', 'after'}
         Before or after the extra epochs.
-    score, dense : float
-        The plotted metric times 100, of the run and of the dense model at the same stage.
+    score, dense, majority : float
+        The plotted metric times 100, of the run, of the dense model at the same stage, and of
+        always giving the most frequent answer.
     """
 
     task: str
@@ -38,6 +39,12 @@ class Drop:
     stage: str
     score: float
     dense: float
+    majority: float
+
+    @property
+    def counts(self) -> bool:
+        """Whether the dense model has learnt anything that could be lost."""
+        return self.dense > max(0.0, self.majority)
 
     @property
     def percent(self) -> float:
@@ -113,11 +120,12 @@ def mean_drops(found: Iterable[Drop]) -> list[MeanDrop]:
     """Return the mean over tasks for each method, compression and stage.
 
     A seed counts if it has every task that any seed of that line has, so that means are over the
-    same tasks; runs whose dense model scores nothing are left out.
+    same tasks. Runs whose dense model is no better than the majority baseline, as on WNLI, are
+    left out: there is nothing to lose.
     """
     lines: dict[tuple[str, float, str], dict[int, dict[str, float]]] = {}
     for drop in found:
-        if drop.percent == drop.percent:
+        if drop.counts:
             line = lines.setdefault((drop.method, drop.compression, drop.stage), {})
             line.setdefault(drop.seed, {})[drop.task] = drop.percent
     return [_mean(key, seeds) for key, seeds in sorted(lines.items())]
@@ -145,14 +153,16 @@ def _key(cell: dict[str, Any]) -> tuple[str, int]:
 
 def _drop(run: dict[str, Any], dense: dict[str, Any], method: str, stage: str) -> Drop:
     cell = run["cell"]
+    task = TASKS[cell["task"]]
     return Drop(
-        task=cell["task"],
+        task=task.name,
         seed=cell["seed"],
         compression=cell["compression"],
         method=method,
         stage=stage,
         score=plotted_score(run, stage),
         dense=plotted_score(dense, stage),
+        majority=float(dense["majority"][task.validation[0]][task.plotted]),
     )
 
 
