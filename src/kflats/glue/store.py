@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from kflats.errors import CheckpointError, InputError
+from kflats.files import whole_file
 from kflats.glue.settings import Cell
 
 RUNS = "runs"
@@ -28,14 +28,8 @@ def write_text(path: Path, text: str) -> None:
     CheckpointError
         If the place cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {path}: {error.strerror}.") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

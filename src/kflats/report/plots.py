@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kflats.errors import CheckpointError, MissingExtraError
+from kflats.errors import MissingExtraError
+from kflats.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,12 +57,5 @@ def write_figure(figure: Figure, path: Path) -> None:
     CheckpointError
         If the folder cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial:
         figure.savefig(partial, dpi=120, format="png")
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}.") from error
