@@ -71,9 +71,6 @@ def open_model(name: str, *, base_model: bool = False) -> Any:
         import transformers
     except ImportError as error:
         raise MissingExtraError("transformers", "hf") from error
-    from kflats.hf import register
-
-    register()
     local = Path(source).is_dir()
     with _readable(source):
         if local and is_compressed(Path(source)):
@@ -95,9 +92,6 @@ def open_sentence_model(name: str) -> Any:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise MissingExtraError("sentence-transformers", "hf") from error
-    from kflats.hf import register
-
-    register()
     with _readable(source):
         if Path(source).is_dir() and is_compressed(Path(source)):
             from kflats.storage.check import check_folder

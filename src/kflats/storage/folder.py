@@ -189,10 +189,8 @@ def load(folder: str | os.PathLike[str], *, model: nn.Module | None = None, **op
     if (source / "modules.json").exists():
         from sentence_transformers import SentenceTransformer
 
-        _register()
         return SentenceTransformer(str(source), **options)
     if (source / "config.json").exists():
-        _register()
         return _architecture(source).from_pretrained(source, **options)
     if model is None:
         raise InputError(
@@ -221,12 +219,6 @@ def _open_up(folder: Path) -> None:
     folder.chmod(0o777 & ~mask)
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o666 & ~mask)
-
-
-def _register() -> None:
-    from kflats.hf import register
-
-    register()
 
 
 def _architecture(folder: Path) -> Any:
