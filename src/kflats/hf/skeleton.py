@@ -10,8 +10,7 @@ from torch import nn
 
 from kflats.errors import CheckpointError
 from kflats.hf.describe import declare_ties
-from kflats.layers import FactorizedEmbedding, FactorizedLinear, FactorTable, replace_module
-from kflats.layers.embedding import dense_class_of
+from kflats.layers import FactorizedEmbedding, FactorTable, replace_module
 from kflats.storage.manifest import Manifest, ModuleSpec, TableSpec
 
 
@@ -47,11 +46,7 @@ def insert_layers(
     here, owners = _translated(model, manifest)
     here = _with_class_ties(model, here, file_keys or set())
     for name, layer in here.build().items():
-        old = model.get_submodule(name)
-        if isinstance(layer, FactorizedLinear):
-            layer.bias = old.bias
-        elif isinstance(layer, FactorizedEmbedding):
-            layer.dense_class = dense_class_of(old)
+        layer.take_over(model.get_submodule(name))
         replace_module(model, name, layer)
     declare_ties(model)
     return owners

@@ -135,7 +135,7 @@ class FactorizedEmbedding(FactorTable):
         layer = cls.from_factorization(
             factorization, exact=exact, padding_idx=embedding.padding_idx
         )
-        layer.dense_class = dense_class_of(embedding)
+        layer.take_over(embedding)
         return layer.requires_grad_(embedding.weight.requires_grad).train(embedding.training)
 
     @property
@@ -163,6 +163,10 @@ class FactorizedEmbedding(FactorTable):
         """
         rows = self.rows(ids, self.padding_idx)
         return rows if self.scale == 1.0 else rows * self.scale
+
+    def take_over(self, old: Any) -> None:
+        """Keep the class of the dense embedding, for :meth:`to_embedding`."""
+        self.dense_class = dense_class_of(old)
 
     @property
     def folds_scale(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +95,7 @@ class FactorizedLinear(FactorTable):
         layer = cls(shape, device=like.device, dtype=like.dtype)
         layer.fill(factorization, exact)
         layer.requires_grad_(linear.weight.requires_grad).train(linear.training)
-        layer.bias = linear.bias
+        layer.take_over(linear)
         return layer
 
     @property
@@ -112,6 +112,10 @@ class FactorizedLinear(FactorTable):
         """Return the logits, shape (*, out_features), of hidden states (*, in_features)."""
         result = self.product(hidden)
         return result if self.bias is None else result + self.bias.to(result.dtype)
+
+    def take_over(self, old: Any) -> None:
+        """Use the very bias of the head."""
+        self.bias = old.bias
 
     folds_scale = False
 

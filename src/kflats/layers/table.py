@@ -235,6 +235,10 @@ class FactorTable(nn.Module):
                 table[block] = self.rows(ids)
         return table.detach()
 
+    def take_over(self, old: Any) -> None:
+        """Keep what is not in the factors of the module whose place this one takes."""
+        raise NotImplementedError
+
     def share_with(self, other: FactorTable) -> None:
         """Use the factors of ``other`` from now on, as tied modules do.
 

@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kflats.errors import CheckpointError, InputError
-from kflats.layers import FactorizedEmbedding, FactorizedLinear, FactorTable, replace_module
-from kflats.layers.embedding import dense_class_of
+from kflats.layers import FactorizedLinear, FactorTable, replace_module
 from kflats.layers.table import FILE_NAMES
 from kflats.storage.manifest import FORMAT_VERSION, Manifest, factor_layers
 
@@ -61,11 +60,7 @@ def read_plain(folder: Path, manifest: Manifest, model: nn.Module) -> nn.Module:
     rest = {key: value for key, value in tensors.items() if not _is_factor(key, layers)}
     _check_same(folder, model, layers, rest)
     for name, layer in layers.items():
-        old: Any = model.get_submodule(name)
-        if isinstance(layer, FactorizedLinear):
-            layer.bias = old.bias
-        elif isinstance(layer, FactorizedEmbedding):
-            layer.dense_class = dense_class_of(old)
+        layer.take_over(model.get_submodule(name))
         replace_module(model, name, layer)
     on_meta = any(p.is_meta for p in [*model.parameters(), *model.buffers()])
     model.load_state_dict(rest, strict=False, assign=on_meta)
