@@ -61,6 +61,20 @@ def test_dense_model_is_trained_once_and_learns(finished: tuple[Path, Path]) -> 
     assert runs["stsb"]["train_after"]["pearson"] > runs["stsb"]["train_before"]["pearson"] - 20
 
 
+def test_precision_of_the_settings_is_used_and_recorded(
+    finished: tuple[Path, Path], tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    text = finished[0].read_text() + 'mixed_precision = "bf16"\n'
+    (tmp_path / "half.toml").write_text(text)
+    sweep = Sweep.from_toml(tmp_path / "half.toml", tasks=["stsb"], compressions=[0.3], methods=[])
+    run_sweep(sweep, tmp_path / "results")
+    (half,) = read_results(tmp_path / "results")
+    (full,) = (each for each in read_results(finished[1])
+               if each["cell"] == half["cell"])  # fmt: skip
+    assert (full["mixed_precision"], half["mixed_precision"]) == ("no", "bf16")
+    assert half["before"] != full["before"]
+
+
 def test_killed_sweep_goes_on_and_ends_with_the_same_table(
     finished: tuple[Path, Path], tmp_path: Path
 ) -> None:

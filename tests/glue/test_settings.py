@@ -60,6 +60,7 @@ def test_cells_are_the_product_with_dense_first(tmp_path: Path) -> None:
         ("[training]\nepoch = 1", "unknown key 'epoch' in training; did you mean 'epochs'"),
         ("[training.rte]\nlearning_rat = 1", "in training.rte; did you mean 'learning_rate'"),
         ("[training.rtee]\nepochs = 1", "no task 'rtee'; did you mean 'rte'"),
+        ('[training]\nmixed_precision = "bf61"', "mixed_precision='bf61' is unknown; did you"),
         ('methods = ["svdd"]', "no method 'svdd'; did you mean 'svd'"),
         ("compressions = [1.0]", "between 0 and 1"),
         ("n_clusters = [0]", "at least 1"),

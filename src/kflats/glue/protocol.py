@@ -95,6 +95,7 @@ def run_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         "majority": _majority(experiment),
         "table": table,
         "train_rows": len(work.rows),
+        "mixed_precision": work.mixed_precision,
         "official_data": experiment.data.official and training.train_limit is None,
         "seconds": time.perf_counter() - started,
     }
@@ -166,6 +167,7 @@ class _Work:
             split: self._tokens(rows) for split, rows in experiment.data.validation.items()
         }
         self.is_first = True
+        self.mixed_precision = "no"
 
     def _tokens(self, rows: Any) -> Any:
         def encode(batch: dict[str, Any]) -> Any:
@@ -193,6 +195,7 @@ class _Work:
             logging_strategy="no",
             report_to=[],
             disable_tqdm=True,
+            **self._precision(),
             dataloader_pin_memory=False,
         )
         trainer = Trainer(
@@ -202,7 +205,18 @@ class _Work:
             data_collator=DataCollatorWithPadding(self.tokenizer),
         )
         self.is_first = trainer.is_world_process_zero()
+        self.mixed_precision = trainer.accelerator.mixed_precision
         return trainer
+
+    def _precision(self) -> dict[str, bool]:
+        """Return what overrides the precision of ``accelerate launch``."""
+        import torch
+
+        wanted = self.training.mixed_precision
+        if wanted is None:
+            return {}
+        flags = {name: name == wanted for name in ("bf16", "fp16")}
+        return flags | {"use_cpu": not torch.accelerator.is_available()}
 
     def train(self, epochs: float, learning_rate: float) -> None:
         """Fine-tune; the order of the rows depends on the seed only."""

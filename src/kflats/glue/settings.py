@@ -15,6 +15,7 @@ from kflats.glue.names import nearest
 from kflats.glue.tasks import find_task
 
 METHODS = ("svd", "projective", "messi")
+PRECISIONS = ("no", "bf16", "fp16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class Training:
         Tokens per text or pair.
     train_limit, score_limit : int or None
         Use only so many training rows; score only so many of them to choose k.
+    mixed_precision : {'no', 'bf16', 'fp16'} or None
+        Of training and scoring; None leaves it to ``accelerate launch`` ('no' without it).
     """
 
     epochs: float = 3.0
@@ -45,6 +48,14 @@ class Training:
     max_length: int = 128
     train_limit: int | None = None
     score_limit: int | None = 2000
+    mixed_precision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.mixed_precision not in (None, *PRECISIONS):
+            raise InputError(
+                f"mixed_precision={self.mixed_precision!r} is unknown; "
+                f"{nearest(str(self.mixed_precision), PRECISIONS)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
