@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kflats import FactorShape, InputError
-from kflats.shape import label_dtype
+from kflats.shape import basis_parameters, label_dtype
 
 PAPER: dict[str, Any] = {"num_embeddings": 30522, "embedding_dim": 384}
 MIXED: dict[str, Any] = {
@@ -54,6 +54,47 @@ def test_order_of_the_groups_does_not_matter_to_the_bases() -> None:
     shape = changed(ranks=(6, 3, 2, 4), basis_ids=(-1, 1, 0, 0))
     assert shape.basis_ranks == (4, 3)
     assert shape.n_exact == 8
+
+
+def test_rank_zero_leaves_the_means() -> None:
+    shape = changed(ranks=(0, 0, 3, 6), affine=True)
+    assert shape.basis_ranks == (0, 3)
+    assert shape.num_parameters == 4 * 3 + 3 * 6 + (0 + 3) * 6 + 2 * 6
+    assert FactorShape.uniform(10, 4, n_clusters=2, rank=0).num_parameters == 0
+
+
+def test_echelon_form_stores_no_identity_by_hand() -> None:
+    plain = FactorShape.uniform(20, 10, n_clusters=3, rank=4)
+    assert plain.num_parameters == 20 * 4 + 3 * 4 * 10
+    shape = FactorShape.uniform(20, 10, n_clusters=3, rank=4, echelon=True)
+    assert shape.num_parameters == 20 * 4 + 3 * 4 * 6
+    assert shape.num_bytes(torch.float16) == 2 * 152 + 20 + 3 * 2
+    ragged = changed(ranks=(3, 3, 0, 6), affine=True, echelon=True)
+    assert ragged.num_parameters == 13 * 3 + 3 * 6 + 3 * 3 + 3 + 6
+    assert ragged.num_bytes(torch.float32) == 4 * 75 + 20 + 2 * 1
+
+
+def test_full_rank_in_echelon_form_is_the_dense_table() -> None:
+    shape = FactorShape.uniform(20, 8, n_clusters=1, rank=8, affine=True, echelon=True)
+    assert shape.num_parameters == 20 * 8
+    assert shape.num_bytes(torch.float32) == 4 * 160 + 1
+
+
+@pytest.mark.parametrize(
+    ("affine", "echelon", "numbers"),
+    [
+        (False, False, [0, 18, 36]),
+        (True, False, [6, 24, 42]),
+        (False, True, [0, 9, 0]),
+        (True, True, [6, 12, 0]),
+    ],
+)
+def test_parameters_of_one_basis(affine: bool, echelon: bool, numbers: list[int]) -> None:
+    ranks = torch.tensor([0, 3, 6])
+    found = basis_parameters(ranks, 6, affine=affine, echelon=echelon)
+    assert found.tolist() == numbers
+    each = [basis_parameters(rank, 6, affine=affine, echelon=echelon) for rank in (0, 3, 6)]
+    assert each == numbers
 
 
 def test_one_cluster_is_the_svd_formula() -> None:
@@ -117,8 +158,10 @@ def test_exact_rows_are_a_group_of_their_own_in_the_labels() -> None:
         ({"counts": (8, 5, 7)}, "have 3, 4 and 4 entries"),
         ({"ranks": (4, 2, 9)}, "have 4, 3 and 4 entries"),
         ({"counts": (), "ranks": (), "basis_ids": ()}, "have 0, 0 and 0 entries"),
-        ({"ranks": (4, 0, 3, 6)}, "rank=0 must be between 1 and embedding_dim=6"),
-        ({"ranks": (4, 7, 3, 6)}, "rank=7 must be between 1 and embedding_dim=6"),
+        ({"ranks": (4, -1, 3, 6)}, "rank=-1 must be between 0 and embedding_dim=6"),
+        ({"ranks": (4, 7, 3, 6)}, "rank=7 must be between 0 and embedding_dim=6"),
+        ({"ranks": (4, 2, 3, 0)}, "rank=0 of rows stored as they are must be embedding_dim=6"),
+        ({"echelon": True}, "groups of ranks 2 and 4 use basis 0: in echelon form all groups"),
         ({"ranks": (4, 2, 3, 5)}, "rank=5 of rows stored as they are must be embedding_dim=6"),
         ({"basis_ids": (0, 0, 2, -1)}, "without a gap"),
         ({"basis_ids": (1, 1, 1, -1)}, "without a gap"),
@@ -135,8 +178,8 @@ def test_contradictory_groups_are_refused(changes: dict[str, Any], message: str)
     [
         ({"num_embeddings": 0}, "num_embeddings=0 must be at least 1"),
         ({"n_clusters": 0}, "n_clusters=0 must be at least 1"),
-        ({"rank": 0}, "rank=0 must be between 1 and"),
-        ({"rank": 5}, "rank=5 must be between 1 and embedding_dim=4"),
+        ({"rank": -1}, "rank=-1 must be between 0 and"),
+        ({"rank": 5}, "rank=5 must be between 0 and embedding_dim=4"),
         ({"n_exact": -1}, "n_exact=-1 must be between 0 and num_embeddings=10"),
         ({"n_exact": 11}, "n_exact=11 must be between 0 and num_embeddings=10"),
         ({"counts": (5, 6)}, "counts sum to 11"),
@@ -151,8 +194,13 @@ def test_contradictory_sizes_are_refused(sizes: dict[str, Any], message: str) ->
 
 @pytest.mark.parametrize(
     "shape",
-    [changed(), changed(affine=True), FactorShape.uniform(**PAPER, n_clusters=3, rank=7)],
-    ids=["mixed", "affine", "uniform"],
+    [
+        changed(),
+        changed(affine=True),
+        FactorShape.uniform(**PAPER, n_clusters=3, rank=7),
+        FactorShape.uniform(**PAPER, n_clusters=3, rank=7, echelon=True),
+    ],
+    ids=["mixed", "affine", "uniform", "echelon"],
 )
 def test_json_round_trip(shape: FactorShape) -> None:
     again = FactorShape.from_dict(json.loads(json.dumps(shape.to_dict())))
@@ -172,6 +220,8 @@ def test_json_round_trip(shape: FactorShape) -> None:
         ({"num_embeddings": "20"}, "holds whole numbers"),
         ({"embedding_dim": 6.0}, "holds whole numbers"),
         ({"affine": 1}, "holds whole numbers"),
+        ({"echelon": 0}, "holds whole numbers"),
+        ({"echelon": True}, "in echelon form all groups on one basis must have its rank"),
         ({"counts": [8, 5, 4, 2]}, "counts sum to 19"),
         ({"counts": 20}, "holds whole numbers"),
     ],

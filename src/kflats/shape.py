@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
+from torch import Tensor
 
 from kflats.errors import InputError
 
 STORED = -1
 """Basis number of rows that are stored as they are."""
+
+Number = TypeVar("Number", int, Tensor)
 
 
 def check_fields(data: object, known: list[str], what: str) -> None:
@@ -33,6 +36,41 @@ def label_dtype(n_groups: int) -> torch.dtype | None:
     raise InputError(f"{n_groups} groups are more than a 32-bit label can hold.")
 
 
+def basis_parameters(rank: Number, embedding_dim: int, *, affine: bool, echelon: bool) -> Number:
+    """Return the numbers stored for one basis, its mean included.
+
+    Parameters
+    ----------
+    rank : int or Tensor of integers, any shape
+        Directions of the basis, from 0 to ``embedding_dim``.
+    embedding_dim : int
+        Columns ``d`` of the table.
+    affine : bool
+        Whether the basis has a mean.
+    echelon : bool
+        Whether the columns of the identity, ``rank`` of them, are left out.
+
+    Returns
+    -------
+    int or Tensor of the shape of ``rank``
+        ``rank * d`` and ``d`` for the mean; in echelon form ``d - rank`` takes the place of ``d``.
+
+    Examples
+    --------
+    >>> basis_parameters(2, 8, affine=True, echelon=False)
+    24
+    >>> basis_parameters(2, 8, affine=True, echelon=True)  # two rows and a mean of 8 - 2 numbers
+    18
+    """
+    columns = embedding_dim - rank if echelon else embedding_dim
+    return (rank + int(affine)) * columns
+
+
+def mask_bytes(embedding_dim: int) -> int:
+    """Return the bytes of one bit per column."""
+    return -(-embedding_dim // 8)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FactorShape:
     """The sizes that decide what a factorised table stores.
@@ -48,11 +86,16 @@ class FactorShape:
     counts : tuple of int
         Rows of each group; they sum to ``num_embeddings``.
     ranks : tuple of int
-        Coefficients per row of each group; ``embedding_dim`` where the rows are stored as is.
+        Coefficients per row of each group, from 0 (the rows are the mean of the flat, or zero) to
+        ``embedding_dim``; ``embedding_dim`` where the rows are stored as is.
     basis_ids : tuple of int
         Basis of each group, from 0; -1 for rows stored as they are.
     affine : bool, default=False
         Whether every basis has a mean beside it.
+    echelon : bool, default=False
+        Whether every basis is the identity in as many columns as it has directions, its pivots,
+        and its mean is zero there. These numbers are not stored; one bit per basis and column
+        says where they are. All groups on one basis then have its rank.
 
     Examples
     --------
@@ -66,6 +109,8 @@ class FactorShape:
     ... )
     >>> mixed.num_parameters  # 90 * 2 coefficients, 10 whole rows, a basis of 2 * 8
     276
+    >>> FactorShape.uniform(30522, 384, n_clusters=5, rank=216, echelon=True).num_parameters
+    6774192
     """
 
     num_embeddings: int
@@ -74,6 +119,7 @@ class FactorShape:
     ranks: tuple[int, ...]
     basis_ids: tuple[int, ...]
     affine: bool = False
+    echelon: bool = False
 
     def __post_init__(self) -> None:
         for name in ("counts", "ranks", "basis_ids"):
@@ -92,9 +138,9 @@ class FactorShape:
                 f"num_embeddings={self.num_embeddings}."
             )
         for rank in self.ranks:
-            if not 1 <= rank <= self.embedding_dim:
+            if not 0 <= rank <= self.embedding_dim:
                 raise InputError(
-                    f"rank={rank} must be between 1 and embedding_dim={self.embedding_dim}."
+                    f"rank={rank} must be between 0 and embedding_dim={self.embedding_dim}."
                 )
         self._check_basis_ids()
 
@@ -105,11 +151,17 @@ class FactorShape:
                 f"basis_ids={self.basis_ids} must number the bases 0, 1, 2, ... without a gap, "
                 f"and be {STORED} for rows stored as they are."
             )
+        of_basis = self.basis_ranks
         for rank, basis in zip(self.ranks, self.basis_ids, strict=True):
             if basis == STORED and rank != self.embedding_dim:
                 raise InputError(
                     f"rank={rank} of rows stored as they are must be "
                     f"embedding_dim={self.embedding_dim}."
+                )
+            if self.echelon and basis != STORED and rank != of_basis[basis]:
+                raise InputError(
+                    f"groups of ranks {rank} and {of_basis[basis]} use basis {basis}: in "
+                    "echelon form all groups on one basis must have its rank."
                 )
 
     @classmethod
@@ -121,6 +173,7 @@ class FactorShape:
         n_clusters: int,
         rank: int,
         affine: bool = False,
+        echelon: bool = False,
         n_exact: int = 0,
         counts: tuple[int, ...] | None = None,
     ) -> Self:
@@ -152,6 +205,7 @@ class FactorShape:
             ranks=(rank,) * n_clusters + (embedding_dim,) * stored,
             basis_ids=tuple(range(n_clusters)) + (STORED,) * stored,
             affine=affine,
+            echelon=echelon,
         )
 
     @property
@@ -174,6 +228,12 @@ class FactorShape:
         return max(self.basis_ranks, default=0)
 
     @property
+    def rank_range(self) -> str:
+        """The dimensions in words: '216', or '31-254' where they differ."""
+        ranks = self.basis_ranks or (0,)
+        return str(ranks[0]) if len(set(ranks)) == 1 else f"{min(ranks)}-{max(ranks)}"
+
+    @property
     def n_exact(self) -> int:
         """Rows stored as they are."""
         pairs = zip(self.counts, self.basis_ids, strict=True)
@@ -191,9 +251,14 @@ class FactorShape:
 
     @property
     def num_parameters(self) -> int:
-        """Coefficients, bases and means: ``n * j + k * j * d`` for clusters of one rank."""
-        means = self.n_clusters * self.embedding_dim if self.affine else 0
-        return self.num_coefficients + sum(self.basis_ranks) * self.embedding_dim + means
+        """Coefficients, bases and means: ``n * j + k * j * d`` for clusters of one rank.
+
+        In echelon form ``n * j + k * j * (d - j)``.
+        """
+        return self.num_coefficients + sum(
+            basis_parameters(rank, self.embedding_dim, affine=self.affine, echelon=self.echelon)
+            for rank in self.basis_ranks
+        )
 
     @property
     def compression(self) -> float:
@@ -201,10 +266,14 @@ class FactorShape:
         return 1 - self.num_parameters / self.dense_parameters
 
     def num_bytes(self, dtype: torch.dtype) -> int:
-        """Return the bytes on disk: factors in ``dtype``, and one label per row."""
+        """Return the bytes on disk: factors in ``dtype``, and one label per row.
+
+        In echelon form also ``ceil(d / 8)`` bytes per basis, which mark its pivots.
+        """
         label = label_dtype(len(self.counts))
         label_bytes = 0 if label is None else label.itemsize * self.num_embeddings
-        return self.num_parameters * dtype.itemsize + label_bytes
+        pivot_bytes = self.n_clusters * mask_bytes(self.embedding_dim) if self.echelon else 0
+        return self.num_parameters * dtype.itemsize + label_bytes + pivot_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON object."""
@@ -221,8 +290,9 @@ class FactorShape:
         numbers = [data["num_embeddings"], data["embedding_dim"]]
         for each in lists:
             numbers += each if isinstance(each, list) else ["no list"]
-        if not all(type(number) is int for number in numbers) or type(data["affine"]) is not bool:
+        truths = [data["affine"], data["echelon"]]
+        if {type(number) for number in numbers} != {int} or {type(t) for t in truths} != {bool}:
             raise InputError(
-                f"a factor shape holds whole numbers, lists of them and a truth value, got {data}."
+                f"a factor shape holds whole numbers, lists of them and truth values, got {data}."
             )
         return cls(**data)

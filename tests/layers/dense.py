@@ -49,8 +49,34 @@ def _rows(layer: FactorTable) -> Iterator[Tensor]:
         if basis < 0:
             yield own
             continue
+        if shape.echelon:
+            yield _echelon_row(layer, own, basis, of_basis)
+            continue
         row = own @ layer.bases[starts[basis] : starts[basis] + rank]
         yield row if layer.means is None else row + layer.means[basis]
+
+
+def pivots_of(layer: FactorTable, basis: int) -> list[int]:
+    """Return the pivot columns, read from the bytes by hand."""
+    assert layer.pivots is not None
+    mask = layer.pivots[basis].tolist()
+    return [c for c in range(layer.shape.embedding_dim) if mask[c // 8] & (1 << c % 8)]
+
+
+def _echelon_row(layer: FactorTable, own: Tensor, basis: int, ranks: list[int]) -> Tensor:
+    d, pivots = layer.shape.embedding_dim, pivots_of(layer, basis)
+    width = d - ranks[basis]
+    start = sum(rank * (d - rank) for rank in ranks[:basis])
+    values = own.new_zeros(width)
+    for direction, coefficient in enumerate(own):
+        place = start + direction * width
+        values = values + coefficient * layer.bases[place : place + width]
+    if layer.means is not None:
+        first = sum(d - rank for rank in ranks[:basis])
+        values = values + layer.means[first : first + width]
+    others = [c for c in range(d) if c not in pivots]
+    numbers = [own[pivots.index(c)] if c in pivots else values[others.index(c)] for c in range(d)]
+    return torch.stack(numbers)
 
 
 def wide_copy(layer: Layer) -> Layer:
@@ -63,7 +89,7 @@ def wide_copy(layer: Layer) -> Layer:
 def rounding(dtype: torch.dtype, *factors: Tensor) -> float:
     """Return the error to expect of sums of products of rows of these tensors."""
     size = 1.0
-    for factor in factors:
+    for factor in (each for each in factors if each.numel()):
         size *= float(factor.detach().double().norm(dim=-1).max())
     return 4 * torch.finfo(dtype).eps * size
 
@@ -80,8 +106,39 @@ def mixed_shape(affine: bool = False) -> FactorShape:
     )
 
 
+def ragged(**changes: Any) -> FactorShape:
+    """Return three clusters of three ranks, one of them 0."""
+    sizes: dict[str, Any] = {"counts": (11, 9, 10), "ranks": (3, 0, 2), "basis_ids": (0, 1, 2)}
+    return FactorShape(num_embeddings=30, embedding_dim=6, **{**sizes, **changes})
+
+
+EXACT: dict[str, Any] = {
+    "counts": (9, 8, 7, 6),
+    "ranks": (3, 0, 2, 6),
+    "basis_ids": (0, 1, 2, -1),
+}
+FORMS: dict[str, FactorShape] = {
+    "ragged": ragged(),
+    "ragged, affine, exact rows": ragged(**EXACT, affine=True),
+    "rank 0": FactorShape.uniform(30, 6, n_clusters=1, rank=0),
+    "means alone": FactorShape.uniform(30, 6, n_clusters=3, rank=0, affine=True),
+    "echelon": FactorShape.uniform(30, 6, n_clusters=3, rank=2, echelon=True),
+    "echelon, one basis": FactorShape.uniform(30, 6, n_clusters=1, rank=4, echelon=True),
+    "echelon, affine": ragged(affine=True, echelon=True),
+    "echelon, affine, exact rows": ragged(**EXACT, affine=True, echelon=True),
+    "echelon of full rank": ragged(ranks=(6, 2, 6), affine=True, echelon=True),
+    "echelon, two groups on one basis": ragged(
+        ranks=(3, 3, 2), basis_ids=(0, 0, 1), affine=True, echelon=True
+    ),
+    "echelon, only exact rows": ragged(
+        counts=(30,), ranks=(6,), basis_ids=(-1,), affine=True, echelon=True
+    ),
+}
+"""Ranks of zero, and bases in echelon form."""
+
+
 def filled(layer: Layer, seed: int = 0) -> Layer:
-    """Fill a layer with random numbers and mix the rows of its groups."""
+    """Fill a layer with random numbers and pivots, and mix the rows of its groups."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -89,6 +146,11 @@ def filled(layer: Layer, seed: int = 0) -> Layer:
         if layer.labels is not None:
             order = torch.randperm(len(layer.labels), generator=generator)
             layer.labels.copy_(layer.labels[order])
+        if layer.pivots is not None:
+            layer.pivots.zero_()
+            for basis, rank in enumerate(layer.shape.basis_ranks):
+                for column in torch.randperm(layer.shape.embedding_dim, generator=generator)[:rank]:
+                    layer.pivots[basis, column // 8] += 1 << int(column) % 8
     return layer.index_()
 
 
@@ -98,5 +160,7 @@ def assert_same_gradients(layer: FactorTable, twin: FactorTable) -> None:
         layer.named_parameters(), twin.named_parameters(), strict=True
     ):
         assert ours.grad is not None, name
+        if not ours.numel():
+            continue
         torch.testing.assert_close(ours.grad, expected.grad, msg=name)
         assert bool(ours.grad.any()), name

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kflats import FactorizedEmbedding, FactorizedLinear
+from kflats import FactorizedEmbedding, FactorizedLinear, FactorShape
 from kflats.layers import FactorTable
-from tests.layers.dense import assert_same_gradients, filled, mixed_shape, wide_copy
+from tests.layers.dense import FORMS, assert_same_gradients, filled, mixed_shape, wide_copy
 
 IDS = [torch.tensor([1, 2, 2, 29]), torch.tensor([[0, 4, 4], [17, 8, 9]])]
 
@@ -24,6 +24,13 @@ CASES = [
 ]
 
 
+SHAPES = {
+    "linear bases": mixed_shape(),
+    "affine bases": mixed_shape(affine=True),
+    **{name: FORMS[name] for name in ("ragged", "echelon", "echelon, affine, exact rows")},
+}
+
+
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
@@ -31,12 +38,12 @@ def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("affine", [False, True], ids=["linear bases", "affine bases"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 @pytest.mark.parametrize(("layer_class", "inputs"), CASES)
 def test_compiles_forward_and_backward_without_graph_breaks(
-    layer_class: type[FactorTable], inputs: list[Tensor], affine: bool
+    layer_class: type[FactorTable], inputs: list[Tensor], shape: FactorShape
 ) -> None:
-    layer = filled(layer_class(mixed_shape(affine))).double()
+    layer = filled(layer_class(shape)).double()
     twin = wide_copy(layer)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     for each in inputs:

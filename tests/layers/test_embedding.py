@@ -10,6 +10,7 @@ from kflats import Factorization, FactorizedEmbedding, FactorShape, InputError
 from tests.conftest import spectral_table
 from tests.layers.dense import (
     DTYPES,
+    FORMS,
     KINDS,
     assert_same_gradients,
     dense_table,
@@ -107,6 +108,21 @@ def test_ids_out_of_range_raise(bad: int) -> None:
         layer(torch.tensor([bad]))
 
 
+@pytest.mark.parametrize("bad", [-1, 30])
+def test_ids_out_of_range_raise_without_coefficients(bad: int) -> None:
+    layer = FactorizedEmbedding(FORMS["rank 0"])
+    assert layer(torch.tensor([0, 29])).tolist() == [[0] * 6] * 2
+    with pytest.raises(IndexError, match="out of range"):
+        layer(torch.tensor([3, bad]))
+
+
+def test_rows_of_rank_zero_are_the_mean() -> None:
+    layer = filled(FactorizedEmbedding(FORMS["means alone"]))
+    assert layer.labels is not None
+    assert layer.means is not None
+    assert torch.equal(layer(torch.arange(30)), layer.means[layer.labels.long()])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("padding_idx", [None, 0, 5])
 def test_gradients_equal_those_of_dense_arithmetic(kind: str, padding_idx: int | None) -> None:
@@ -124,8 +140,9 @@ def test_gradients_equal_those_of_dense_arithmetic(kind: str, padding_idx: int |
     assert_same_gradients(layer, twin)
 
 
-def test_gradcheck() -> None:
-    shape = FactorShape.uniform(9, 4, n_clusters=2, rank=2, affine=True, n_exact=2)
+@pytest.mark.parametrize("echelon", [False, True], ids=["plain", "echelon"])
+def test_gradcheck(echelon: bool) -> None:
+    shape = FactorShape.uniform(9, 4, n_clusters=2, rank=2, affine=True, n_exact=2, echelon=echelon)
     layer = filled(FactorizedEmbedding(shape, dtype=torch.float64))
     generator = torch.Generator().manual_seed(0)
     inputs = [
@@ -143,8 +160,9 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(rows, inputs)
 
 
-def test_operator_follows_the_rules_of_pytorch() -> None:
-    layer, _ = make("affine", exact=(2, 5))
+@pytest.mark.parametrize("form", [None, "ragged", "echelon, affine, exact rows"])
+def test_operator_follows_the_rules_of_pytorch(form: str | None) -> None:
+    layer = filled(FactorizedEmbedding(FORMS[form])) if form else make("affine", exact=(2, 5))[0]
     torch.library.opcheck(
         torch.ops.kflats.lookup.default,
         (
@@ -153,6 +171,7 @@ def test_operator_follows_the_rules_of_pytorch() -> None:
             layer.bases,
             layer.places,
             layer.means,
+            layer.columns,
             *layer.sizes,
             -1,
         ),

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
 from kflats import FactorizedEmbedding, FactorizedLinear, FactorShape
-from tests.layers.dense import filled, mixed_shape
+from tests.layers.dense import FORMS, filled, mixed_shape
 
 SHAPES = {
     "svd": FactorShape.uniform(30, 6, n_clusters=1, rank=2),
     "clusters": FactorShape.uniform(30, 6, n_clusters=3, rank=2),
     "mixed and affine": mixed_shape(affine=True),
+    **FORMS,
 }
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 
@@ -87,3 +90,33 @@ def test_tied_layers_export_one_set_of_factors(shape: FactorShape) -> None:
     assert own <= stored
     numbers = sum(p.numel() for p in model.parameters())
     assert numbers == shape.num_parameters + 30
+
+
+@every_shape
+def test_no_exported_product_is_a_sum_of_nothing(shape: FactorShape) -> None:
+    program = exported(Tied(shape), some_ids(3))
+    products = ("mm", "matmul", "linear", "addmm", "bmm")
+    for node in program.graph.nodes:
+        if str(node.target).split(".")[1:2] and str(node.target).split(".")[1] in products:
+            assert node.args[0].meta["val"].shape[-1] > 0, f"{node} is undefined in ONNX Runtime"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "name", ["ragged, affine, exact rows", "means alone", "echelon, affine", "echelon of full rank"]
+)
+def test_onnx_runtime_computes_the_same(name: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = Tied(SHAPES[name]).eval()
+    path = tmp_path / "model.onnx"
+    shapes = ({0: Dim("batch")},)
+    torch.onnx.export(
+        model, (some_ids(3),), path, dynamo=True, dynamic_shapes=shapes, verbose=False
+    )
+    session = onnxruntime.InferenceSession(path)
+    for batch in (1, 8):
+        ids = some_ids(batch, seed=batch)
+        feed = {session.get_inputs()[0].name: ids.numpy()}
+        found = torch.from_numpy(session.run(None, feed)[0])
+        torch.testing.assert_close(found, model(ids), rtol=1e-4, atol=1e-4)

@@ -10,6 +10,7 @@ from kflats import Factorization, FactorizedLinear, FactorShape, InputError
 from tests.conftest import spectral_table
 from tests.layers.dense import (
     DTYPES,
+    FORMS,
     KINDS,
     assert_same_gradients,
     dense_table,
@@ -103,9 +104,12 @@ def test_gradients_equal_those_of_dense_arithmetic(kind: str, shape: tuple[int, 
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+@pytest.mark.parametrize("echelon", [False, True], ids=["plain", "echelon"])
 @pytest.mark.parametrize("affine", [False, True])
-def test_gradcheck(affine: bool) -> None:
-    shape = FactorShape.uniform(9, 4, n_clusters=2, rank=2, affine=affine, n_exact=2)
+def test_gradcheck(affine: bool, echelon: bool) -> None:
+    shape = FactorShape.uniform(
+        9, 4, n_clusters=2, rank=2, affine=affine, n_exact=2, echelon=echelon
+    )
     layer = filled(FactorizedLinear(shape, bias=True, dtype=torch.float64))
     names = [name for name, _ in layer.named_parameters()]
     factors = [p.detach().clone().requires_grad_() for p in layer.parameters()]
@@ -185,8 +189,16 @@ def test_autocast_leaves_float64_as_a_dense_head_does() -> None:
 def test_operators_follow_the_rules_of_pytorch(kind: str) -> None:
     layer = make(kind)
     hidden = states(2, 3).requires_grad_()
-    arguments = (hidden, layer.coefficients, layer.bases, layer.places, layer.means, *layer.sizes)
-    torch.library.opcheck(torch.ops.kflats.logits.default, arguments)
+    factors = (layer.coefficients, layer.bases, layer.places, layer.means, layer.columns)
+    torch.library.opcheck(torch.ops.kflats.logits.default, (hidden, *factors, *layer.sizes))
+
+
+@pytest.mark.parametrize("form", ["ragged", "echelon, affine, exact rows"])
+def test_operators_follow_the_rules_of_pytorch_in_every_form(form: str) -> None:
+    layer = filled(FactorizedLinear(FORMS[form]))
+    hidden = states(2, 3)[..., :6].clone().requires_grad_()
+    factors = (layer.coefficients, layer.bases, layer.places, layer.means, layer.columns)
+    torch.library.opcheck(torch.ops.kflats.logits.default, (hidden, *factors, *layer.sizes))
 
 
 def test_head_of_another_dtype_or_width_is_refused() -> None:
@@ -195,6 +207,23 @@ def test_head_of_another_dtype_or_width_is_refused() -> None:
         layer(states(2, dtype=torch.float64))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         layer(states(2)[:, :20])
+
+
+@pytest.mark.parametrize("width", [5, 7])
+def test_head_in_echelon_form_refuses_another_width(width: int) -> None:
+    layer = FactorizedLinear(FORMS["echelon"])
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        layer(torch.ones(2, width))
+
+
+def test_autocast_casts_factors_in_echelon_form() -> None:
+    layer, hidden = filled(FactorizedLinear(FORMS["echelon, affine"])), states(4)[:, :6]
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = layer(hidden)
+    assert logits.dtype == torch.bfloat16
+    factors = (hidden, layer.basis(0), layer.basis(2), layer.dense_rows())
+    size = rounding(torch.bfloat16, *factors)
+    torch.testing.assert_close(logits.float(), layer(hidden), rtol=0, atol=size)
 
 
 def test_replacement_uses_the_bias_and_state_of_the_head() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from kflats import FactorizedEmbedding, FactorizedLinear, FactorShape, InputError
 from kflats.layers import FactorTable
 from kflats.layers.resize import new_rows, resize_
-from tests.layers.dense import dense_table, filled, mixed_shape
+from tests.layers.dense import FORMS, dense_table, filled, mixed_shape
 
 HIDDEN = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
 SHAPES = {
@@ -15,6 +15,7 @@ SHAPES = {
     "clusters": FactorShape.uniform(30, 6, n_clusters=3, rank=2, affine=True),
     "with stored rows": FactorShape.uniform(30, 6, n_clusters=3, rank=2, n_exact=4),
     "mixed": mixed_shape(affine=True),
+    **FORMS,
 }
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 
@@ -65,7 +66,7 @@ def test_shrunk_table_keeps_its_first_rows(shape: FactorShape, size: int) -> Non
     before = layer.dense_rows()
     resize_([layer], size)
     assert layer.num_embeddings == size
-    assert torch.equal(layer(torch.arange(size)), before[:size])
+    torch.testing.assert_close(layer(torch.arange(size)), before[:size])
     with pytest.raises(IndexError, match="out of range"):
         layer(torch.tensor([size]))
     assert_consistent(layer)
@@ -92,8 +93,9 @@ def test_rows_that_were_removed_do_not_come_back() -> None:
     assert torch.equal(layer(torch.arange(10, 30)), fresh_rows(20))
 
 
-def test_all_readers_and_the_bias_of_a_head_follow() -> None:
-    shape = SHAPES["clusters"]
+@pytest.mark.parametrize("name", ["clusters", "echelon, affine"])
+def test_all_readers_and_the_bias_of_a_head_follow(name: str) -> None:
+    shape = SHAPES[name]
     words, places = filled(FactorizedEmbedding(shape)), FactorizedEmbedding(shape)
     head = filled(FactorizedLinear(shape, bias=True), seed=1)
     assert head.bias is not None

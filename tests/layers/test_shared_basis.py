@@ -1,4 +1,4 @@
-"""Groups that use one basis with different ranks, beside exact rows, against dense arithmetic."""
+"""Every form of groups and bases, beside exact rows, against dense arithmetic."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from kflats import FactorizedEmbedding, FactorizedLinear
+from kflats import FactorizedEmbedding, FactorizedLinear, FactorShape
 from kflats.layers import FactorTable
 from tests.layers.dense import (
     DTYPES,
+    FORMS,
     assert_same_gradients,
     dense_table,
     filled,
@@ -20,7 +21,8 @@ from tests.layers.dense import (
     wide_copy,
 )
 
-affine_or_not = pytest.mark.parametrize("affine", [False, True], ids=["linear", "affine"])
+SHAPES = {"mixed": mixed_shape(), "mixed, affine": mixed_shape(affine=True), **FORMS}
+every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 
 
 def hidden(*shape: int) -> Tensor:
@@ -40,20 +42,20 @@ def test_reference_uses_the_first_directions_of_the_basis() -> None:
     torch.testing.assert_close(table[labels == 3], layer.coefficients[73:].view(6, 6))
 
 
-@affine_or_not
+@every_shape
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_equal_dense_arithmetic(affine: bool, dtype: torch.dtype) -> None:
-    layer = filled(FactorizedEmbedding(mixed_shape(affine))).to(dtype)
+def test_rows_equal_dense_arithmetic(shape: FactorShape, dtype: torch.dtype) -> None:
+    layer = filled(FactorizedEmbedding(shape)).to(dtype)
     table = dense_table(wide_copy(layer))
     size = rounding(dtype, table)
     for ids in (torch.arange(30), torch.tensor([[3, 3], [29, 0]]), torch.tensor(8)):
         torch.testing.assert_close(layer(ids).double(), table[ids], rtol=0, atol=size)
 
 
-@affine_or_not
+@every_shape
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_logits_equal_dense_arithmetic(affine: bool, dtype: torch.dtype) -> None:
-    layer = filled(FactorizedLinear(mixed_shape(affine), bias=True)).to(dtype)
+def test_logits_equal_dense_arithmetic(shape: FactorShape, dtype: torch.dtype) -> None:
+    layer = filled(FactorizedLinear(shape, bias=True)).to(dtype)
     states, twin = hidden(2, 3).to(dtype), wide_copy(layer)
     assert twin.bias is not None
     # The bases of this layer are not orthonormal: their size counts too.
@@ -62,10 +64,12 @@ def test_logits_equal_dense_arithmetic(affine: bool, dtype: torch.dtype) -> None
     torch.testing.assert_close(layer(states).double(), expected, rtol=0, atol=size)
 
 
-@affine_or_not
+@every_shape
 @pytest.mark.parametrize("padding_idx", [None, 3])
-def test_gradients_of_rows_equal_dense_arithmetic(affine: bool, padding_idx: int | None) -> None:
-    layer = filled(FactorizedEmbedding(mixed_shape(affine), padding_idx=padding_idx)).double()
+def test_gradients_of_rows_equal_dense_arithmetic(
+    shape: FactorShape, padding_idx: int | None
+) -> None:
+    layer = filled(FactorizedEmbedding(shape, padding_idx=padding_idx)).double()
     twin = wide_copy(layer)
     ids = torch.tensor([[3, 0, 3, 29], [12, 0, 17, 8], [20, 21, 22, 23]])
     target = torch.randn(3, 4, 6, dtype=torch.float64)
@@ -77,9 +81,24 @@ def test_gradients_of_rows_equal_dense_arithmetic(affine: bool, padding_idx: int
     assert_same_gradients(layer, twin)
 
 
-@affine_or_not
-def test_gradients_of_logits_equal_dense_arithmetic(affine: bool) -> None:
-    layer = filled(FactorizedLinear(mixed_shape(affine), bias=True)).double()
+@every_shape
+def test_gradients_of_rows_in_bfloat16(shape: FactorShape) -> None:
+    layer = filled(FactorizedEmbedding(shape)).bfloat16()
+    twin = wide_copy(layer)
+    ids = torch.arange(30).repeat(20)
+    layer(ids).sum().backward()
+    dense_table(twin).sum().mul(20).backward()
+    for (name, ours), expected in zip(layer.named_parameters(), twin.parameters(), strict=True):
+        assert ours.grad is not None
+        if ours.numel() and expected.grad is not None:
+            size = 4 * torch.finfo(torch.bfloat16).eps * float(expected.grad.abs().max())
+            error = (ours.grad.double() - expected.grad).abs().max()
+            assert float(error) <= size, name
+
+
+@every_shape
+def test_gradients_of_logits_equal_dense_arithmetic(shape: FactorShape) -> None:
+    layer = filled(FactorizedLinear(shape, bias=True)).double()
     twin = wide_copy(layer)
     ours, theirs = hidden(4).requires_grad_(), hidden(4).requires_grad_()
     target = torch.randn(4, 30, dtype=torch.float64)

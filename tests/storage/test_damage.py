@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import kflats
-from kflats import CheckpointError
-from tests.storage.test_folder import saved_bert
+from kflats import CheckpointError, FactorizedEmbedding
+from kflats.layers import replace_module
+from tests.conftest import tiny_bert
+from tests.layers.dense import filled
+from tests.storage.test_folder import ECHELON, saved_bert
 
 NAME = "embeddings.word_embeddings"
 
@@ -76,12 +80,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "wrong shape": (edit_tensors(cut_labels), r"word_embeddings\.kflats_labels' has shape \(7,\)"),
     "other labels": (edit_tensors(move_rows), "labels and description do not belong together"),
     "newer version": (
-        edit_config(lambda c: c.update(format_version=3)),
-        "format_version=3; this kflats reads 2",
+        edit_config(lambda c: c.update(format_version=4)),
+        "format_version=4; this kflats reads 3",
     ),
     "older version": (
-        edit_config(lambda c: c.update(format_version=1)),
-        "format_version=1; this kflats",
+        edit_config(lambda c: c.update(format_version=2)),
+        "format_version=2; this kflats",
     ),
     "no version": (
         edit_config(lambda c: c.pop("format_version")),
@@ -95,12 +99,17 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         "storage is .*int8",
     ),
     "affine without means": (
-        edit_table(lambda t: t["shape"].update(affine=True)),
+        edit_table(lambda t: t["shape"].update(affine=not t["shape"]["affine"])),
         "storage is .*this kflats reads",
     ),
     "wrong sums": (edit_table(lambda t: t["shape"]["counts"].append(1)), "have 4, 3 and 3 entries"),
     "no origin": (edit_table(lambda t: t.update(origin=None)), "origin must be an object"),
     "no shape": (edit_table(lambda t: t.pop("shape")), "a factorised table has the fields"),
+    "echelon or not": (
+        edit_table(lambda t: t["shape"].update(echelon=not t["shape"]["echelon"])),
+        "storage is .*this kflats reads",
+    ),
+    "no echelon": (edit_table(lambda t: t["shape"].pop("echelon")), "a factor shape has the"),
     "kind": (
         edit_module(lambda m: m.update(kind="cube")),
         "kind='cube' must be 'embedding' or 'linear'",
@@ -130,6 +139,49 @@ def test_damaged_folders_name_what_is_wrong(
     damage(tmp_path / "out")
     with pytest.raises(CheckpointError, match=message):
         kflats.load(tmp_path / "out")
+
+
+def echelon_folder(folder: Path, plain: bool) -> str:
+    """Save a table in echelon form and return its name."""
+    layer = filled(FactorizedEmbedding(ECHELON))
+    if plain:
+        kflats.save(nn.Sequential(layer), folder)
+        return "0"
+    model = tiny_bert()
+    replace_module(model, NAME, layer)
+    kflats.save(model, folder)
+    return NAME
+
+
+def clear(pivots: Tensor) -> Tensor:
+    pivots[1, 0] = 0
+    return pivots
+
+
+PIVOTS: dict[str, tuple[Callable[[Tensor], Tensor | None], str]] = {
+    "missing": (lambda _: None, r"no tensor '{name}\.kflats_pivots'"),
+    "wrong shape": (lambda p: p[:2].clone(), r"tensor '{name}\.kflats_pivots' has shape \(2, 2\)"),
+    "wrong dtype": (lambda p: p.to(torch.int16), r"'{name}\.kflats_pivots' has dtype I16; U8"),
+    "wrong bits": (clear, r"{name}.* \(kflats_pivots\) mark \d columns of basis 1, .* rank 5"),
+}
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["transformers", "plain"])
+@pytest.mark.parametrize(("damage", "message"), PIVOTS.values(), ids=list(PIVOTS))
+def test_damaged_pivots_are_named(
+    tmp_path: Path, damage: Callable[[Tensor], Tensor | None], message: str, plain: bool
+) -> None:
+    name = echelon_folder(tmp_path / "out", plain)
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        damaged = damage(tensors.pop(f"{name}.kflats_pivots"))
+        if damaged is not None:
+            tensors[f"{name}.kflats_pivots"] = damaged
+
+    edit_tensors(change)(tmp_path / "out")
+    model = nn.Sequential(nn.Embedding(200, 16)) if plain else None
+    with pytest.raises(CheckpointError, match=message.format(name=name.replace(".", r"\."))):
+        kflats.load(tmp_path / "out", model=model)
 
 
 def test_unknown_field_is_refused(tmp_path: Path) -> None:

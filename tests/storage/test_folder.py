@@ -14,10 +14,24 @@ from kflats import (
     CheckpointError,
     CompressionConfig,
     FactorizedEmbedding,
+    FactorizedLinear,
+    FactorShape,
     InputError,
 )
+from kflats.layers import replace_module
+from kflats.storage.info import folder_info
 from tests.conftest import spectral_table, tiny_bert
+from tests.layers.dense import filled
 
+ECHELON = FactorShape(
+    num_embeddings=200,
+    embedding_dim=16,
+    counts=(70, 60, 60, 10),
+    ranks=(0, 5, 3, 16),
+    basis_ids=(0, 1, 2, -1),
+    affine=True,
+    echelon=True,
+)
 CONFIG = CompressionConfig(compression=0.4, n_clusters=2, exact_ids=(0, 3))
 
 
@@ -107,6 +121,51 @@ def test_shared_and_scaled_tables_round_trip(
     assert torch.equal(loaded(ids, **inputs)[0], model(ids, **inputs)[0])
     assert tensor_bytes(tmp_path / "out" / "model.safetensors") == report.model_bytes_after
     assert loaded.get_input_embeddings().scale == model.get_input_embeddings().scale
+
+
+def echelon_bert(shape: FactorShape) -> Any:
+    """Return a BERT whose words and output head share a table of this shape."""
+    model = tiny_bert("BertForMaskedLM")
+    words = filled(FactorizedEmbedding(shape, padding_idx=0))
+    head = FactorizedLinear(shape)
+    head.take_over(model.cls.predictions.decoder)
+    head.share_with(words)
+    replace_module(model, "bert.embeddings.word_embeddings", words)
+    replace_module(model, "cls.predictions.decoder", head)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        ECHELON,
+        FactorShape.uniform(200, 16, n_clusters=1, rank=0),
+        FactorShape.uniform(200, 16, n_clusters=1, rank=16, affine=True, echelon=True),
+    ],
+    ids=["echelon and rank 0", "rank 0", "full rank"],
+)
+def test_every_form_of_a_tied_table_round_trips(tmp_path: Path, shape: FactorShape) -> None:
+    model = echelon_bert(shape)
+    kflats.save(model, tmp_path / "out")
+    loaded = kflats.load(tmp_path / "out")
+    ids = torch.randint(0, 200, (2, 9))
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    words = loaded.get_input_embeddings()
+    assert words.shape == shape
+    assert loaded.get_output_embeddings().columns is words.columns
+    (info,) = folder_info(tmp_path / "out").tables
+    assert info.num_bytes == shape.num_bytes(torch.float32)
+    state = {key for key in load_file(tmp_path / "out" / "model.safetensors") if "kflats" in key}
+    assert ("bert.embeddings.word_embeddings.kflats_pivots" in state) == shape.echelon
+
+
+def test_resized_table_in_echelon_form_round_trips(tmp_path: Path) -> None:
+    model = echelon_bert(ECHELON)
+    model.resize_token_embeddings(210)
+    kflats.save(model, tmp_path / "out")
+    loaded = kflats.load(tmp_path / "out")
+    ids = torch.randint(0, 210, (2, 9))
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
 
 
 def test_files_that_trainer_resumes_from_are_let_be(tmp_path: Path) -> None:

@@ -12,12 +12,15 @@ from kflats import (
     CompressionConfig,
     FactorizedEmbedding,
     FactorizedLinear,
+    FactorShape,
     InputError,
 )
 from kflats.layers.resize import resize_
-from tests.layers.dense import filled, mixed_shape
+from tests.layers.dense import FORMS, filled, mixed_shape
 from tests.storage.test_folder import CONFIG, plain_model, tensor_bytes
 from tests.test_tables import TwoTables
+
+SHAPES = {"groups on one basis": mixed_shape(affine=True), **FORMS}
 
 
 def test_plain_module_round_trip_on_meta_never_holds_the_table(tmp_path: Path) -> None:
@@ -91,12 +94,17 @@ def test_resized_module_round_trip(tmp_path: Path) -> None:
     assert torch.equal(loaded(torch.arange(403)), model(torch.arange(403)))
 
 
-def test_groups_on_one_basis_round_trip(tmp_path: Path) -> None:
-    layer = filled(FactorizedEmbedding(mixed_shape(affine=True), padding_idx=2))
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
+def test_every_form_round_trips_with_the_bytes_of_its_shape(
+    tmp_path: Path, shape: FactorShape
+) -> None:
+    layer = filled(FactorizedEmbedding(shape, padding_idx=2))
     kflats.save(nn.Sequential(layer), tmp_path / "out")
     loaded = kflats.load(tmp_path / "out", model=nn.Sequential(nn.Embedding(30, 6)))
     assert loaded[0].shape == layer.shape
     assert torch.equal(loaded[0].dense_rows(), layer.dense_rows())
+    saved = tensor_bytes(tmp_path / "out" / "model.safetensors")
+    assert saved == shape.num_bytes(torch.float32)
 
 
 def test_other_plain_model_is_refused_and_unchanged(tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ class KFlatsConfig(QuantizationConfigMixin):
 
     Examples
     --------
-    >>> KFlatsConfig(compression=0.4, n_clusters=5).settings.budget
-    Budget(compression=0.4, num_bytes=None, rank=None)
+    >>> KFlatsConfig(compression=0.4, n_clusters=5).settings.n_clusters
+    5
     """
 
     def __init__(

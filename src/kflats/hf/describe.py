@@ -81,13 +81,13 @@ def declare_ties(model: Any) -> None:
 
 
 def index_tables(model: nn.Module) -> None:
-    """Find the places of the rows again after the labels were read."""
+    """Find the places of rows and columns again after the labels and pivots were read."""
     layers = factor_layers(model)
     for name in owner_names(layers).values():
         try:
             layers[name].index_()
         except InputError as error:
-            raise CheckpointError(f"{name}.{FILE_NAMES['labels']} is damaged: {error}") from error
+            raise CheckpointError(f"{name} is damaged: {error}") from error
     share_tensors(model)
 
 
@@ -109,7 +109,7 @@ def _ties(layers: dict[str, FactorTable]) -> dict[str, str]:
     ties: dict[str, str] = {}
     for name, layer in layers.items():
         owner = owners[id(layer.coefficients)]
-        keys = (*FACTORS, "labels") if layers[owner] is layer else FACTORS
+        keys = FILE_NAMES if layers[owner] is layer else FACTORS
         if owner != name:
             present = [key for key in keys if getattr(layer, key) is not None]
             ties |= {f"{name}.{key}": f"{owner}.{key}" for key in present}
@@ -119,7 +119,7 @@ def _ties(layers: dict[str, FactorTable]) -> dict[str, str]:
 def _living(part: nn.Module, ties: dict[str, str]) -> dict[str, str]:
     """Return the ties whose ends are parameters still; patterns are kept as they are."""
     known = {name for name, _ in part.named_parameters(remove_duplicate=False)}
-    own = {f"{name}.{key}" for name in factor_layers(part) for key in (*FACTORS, "labels")}
+    own = {f"{name}.{key}" for name in factor_layers(part) for key in FILE_NAMES}
 
     def lives(name: str) -> bool:
         plain = name.replace(".", "").replace("_", "").isalnum()

@@ -38,7 +38,7 @@ class FactorizedEmbedding(FactorTable):
 
     Attributes
     ----------
-    coefficients, bases, means, labels, places
+    coefficients, bases, means, labels, places, pivots, columns
         See :class:`kflats.layers.FactorTable`.
 
     Examples

@@ -28,6 +28,8 @@ class Group:
         Rows of the stacked bases that it uses; None for rows stored as they are.
     basis : int
         Number of the basis, -1 for none.
+    omitted : int
+        Numbers of the identity matrices that the bases before its own leave out in echelon form.
     """
 
     rows: slice
@@ -35,11 +37,13 @@ class Group:
     rank: int
     directions: slice | None
     basis: int
+    omitted: int
 
     def coefficients(self, flat: Tensor) -> Tensor:
         """Return the (rows, rank) view of the flat coefficients."""
         size = self.numbers.stop - self.numbers.start
-        matrix: Tensor = flat.narrow(0, self.numbers.start, size).view(-1, self.rank)
+        count = self.rows.stop - self.rows.start
+        matrix: Tensor = flat.narrow(0, self.numbers.start, size).view(count, self.rank)
         return matrix
 
 
@@ -50,20 +54,22 @@ def _layout(
     basis_ranks: dict[int, int] = {}
     for rank, basis in zip(ranks, basis_ids, strict=True):
         basis_ranks[basis] = max(rank, basis_ranks.get(basis, 0))
-    starts, total = {}, 0
+    starts, total, omitted = {}, 0, 0
     for basis in sorted(basis_ranks.keys() - {STORED}):
-        starts[basis] = total
+        starts[basis] = (total, omitted)
         total += basis_ranks[basis]
+        omitted += basis_ranks[basis] ** 2
     groups, row, number = [], 0, 0
     for count, rank, basis in zip(counts, ranks, basis_ids, strict=True):
-        start = starts.get(basis)
+        start, before = starts.get(basis, (0, 0))
         groups.append(
             Group(
                 rows=slice(row, row + count),
                 numbers=slice(number, number + count * rank),
                 rank=rank,
-                directions=None if start is None else slice(start, start + rank),
+                directions=None if basis == STORED else slice(start, start + rank),
                 basis=basis,
+                omitted=before,
             )
         )
         row, number = row + count, number + count * rank
@@ -75,6 +81,15 @@ def layout(
 ) -> tuple[Group, ...]:
     """Return the groups of a table with these counts, ranks and bases (see FactorShape)."""
     return _layout(tuple(counts), tuple(ranks), tuple(basis_ids))
+
+
+def longest(groups: Sequence[Group]) -> list[Group]:
+    """Return for every basis, in their order, a group that uses all its directions."""
+    found: dict[int, Group] = {}
+    for group in groups:
+        if group.basis not in found or group.rank > found[group.basis].rank:
+            found[group.basis] = group
+    return [found[basis] for basis in sorted(found.keys() - {STORED})]
 
 
 def occurring(groups: Sequence[Group], places: Tensor) -> Iterator[tuple[Group, slice]]:

@@ -33,7 +33,7 @@ class FactorizedLinear(FactorTable):
 
     Attributes
     ----------
-    coefficients, bases, means, labels, places
+    coefficients, bases, means, labels, places, pivots, columns
         See :class:`kflats.layers.FactorTable`; shared with the embedding where the head is tied.
     bias : Parameter of shape (out_features,) or None
         Never factorised.

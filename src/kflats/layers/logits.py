@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kflats.layers.groups import Group, layout
+from kflats.layers.basis import Basis, mean_of, numbers_of, product
+from kflats.layers.groups import Group, layout, longest
 from kflats.layers.lookup import empty_gradients
 
 
@@ -24,6 +25,7 @@ def logits(
     bases: Tensor,
     places: Tensor | None,
     means: Tensor | None,
+    columns: Tensor | None,
     counts: Sequence[int],
     ranks: Sequence[int],
     basis_ids: Sequence[int],
@@ -33,26 +35,45 @@ def logits(
     The other arguments are those of :func:`kflats.layers.lookup.lookup`.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
-    inner = flat @ bases.T
-    columns = flat.new_empty(len(flat), sum(counts))
-    for group in layout(counts, ranks, basis_ids):
-        table = group.coefficients(coefficients)
-        torch.mm(_inputs(group, flat, inner), table.T, out=columns[:, group.rows])
-        if means is not None and group.directions is not None:
-            columns[:, group.rows] += (flat @ means[group.basis])[:, None]
+    groups = layout(counts, ranks, basis_ids)
+    products = flat.new_empty(len(flat), sum(counts))
+    inner, shifts = _projected(flat, groups, bases, means, columns)
+    for group in groups:
+        table, ours = group.coefficients(coefficients), products[:, group.rows]
+        torch.mm(_inputs(group, flat, inner), table.T, out=ours)
+        if shifts and group.directions is not None:
+            ours += shifts[group.basis]
     if places is not None:
-        columns = columns.gather(1, places.long().expand(len(flat), -1))
-    return columns.view(*hidden.shape[:-1], columns.shape[1])
+        products = products.gather(1, places.long().expand(len(flat), -1))
+    return products.view(*hidden.shape[:-1], products.shape[1])
 
 
-def _inputs(group: Group, hidden: Tensor, inner: Tensor) -> Tensor:
+def _projected(
+    hidden: Tensor,
+    groups: Sequence[Group],
+    bases: Tensor,
+    means: Tensor | None,
+    columns: Tensor | None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the products of hidden states with every basis and, as a column, with its mean."""
+    inner, shifts = [], []
+    for group in longest(groups):
+        basis = Basis.of(group, bases, means, columns)
+        ordered = basis.in_order(hidden)
+        inner.append(basis.project(ordered))
+        if basis.mean is not None:
+            shifts.append(product(basis.stored(ordered), basis.mean[:, None]))
+    return inner, shifts
+
+
+def _inputs(group: Group, hidden: Tensor, inner: Sequence[Tensor]) -> Tensor:
     """Return what the coefficients of a group are multiplied with."""
-    return hidden if group.directions is None else inner[:, group.directions]
+    return hidden if group.directions is None else inner[group.basis][..., : group.rank]
 
 
 @logits.register_fake
 def _(hidden: Tensor, *others: Any) -> Tensor:
-    return hidden.new_empty(*hidden.shape[:-1], sum(others[4]))
+    return hidden.new_empty(*hidden.shape[:-1], sum(others[5]))
 
 
 @torch.library.custom_op("kflats::logits_backward", mutates_args=())
@@ -63,43 +84,46 @@ def logits_backward(
     bases: Tensor,
     places: Tensor | None,
     means: Tensor | None,
+    columns: Tensor | None,
     counts: Sequence[int],
     ranks: Sequence[int],
     basis_ids: Sequence[int],
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of hidden, coefficients, bases and means; empty where not wanted."""
-    to_coefficients, to_bases, to_means = empty_gradients(
-        coefficients, bases, basis_ids, wanted[1:]
-    )
+    gradients = empty_gradients((coefficients, bases, means), wanted[1:])
     flat = hidden.reshape(-1, hidden.shape[-1])
-    columns = grad.reshape(-1, grad.shape[-1])
+    groups = layout(counts, ranks, basis_ids)
+    products = grad.reshape(-1, grad.shape[-1])
     if places is not None:
-        columns = torch.empty_like(columns).scatter_(
-            1, places.long().expand(len(flat), -1), columns
+        products = torch.empty_like(products).scatter_(
+            1, places.long().expand(len(flat), -1), products
         )
-    inner = flat @ bases.T
-    to_inner = torch.zeros_like(inner)
+    inner, _ = _projected(flat, groups, bases, None, columns)
+    to_inner = [torch.zeros_like(each) for each in inner]
+    totals = [flat.new_zeros(len(flat)) for _ in inner]
     to_hidden = torch.zeros_like(flat)
-    for group in layout(counts, ranks, basis_ids):
-        part = columns[:, group.rows]
+    for group in groups:
+        part = products[:, group.rows]
         back = part @ group.coefficients(coefficients)
         if wanted[1]:
-            torch.mm(part.T, _inputs(group, flat, inner), out=group.coefficients(to_coefficients))
+            torch.mm(part.T, _inputs(group, flat, inner), out=group.coefficients(gradients[0]))
         if group.directions is None:
             to_hidden += back
             continue
-        to_inner[:, group.directions] += back
+        to_inner[group.basis][:, : group.rank] += back
         if means is not None:
-            total = part.sum(1)
-            to_hidden += total[:, None] * means[group.basis]
-            if wanted[3]:
-                to_means[group.basis] += total @ flat
-    if wanted[2]:
-        torch.mm(to_inner.T, flat, out=to_bases)
-    if wanted[0]:
-        to_hidden += to_inner @ bases
-    return to_hidden.view(hidden.shape), to_coefficients, to_bases, to_means
+            totals[group.basis] += part.sum(1)
+    for group, back, total in zip(longest(groups), to_inner, totals, strict=True):
+        basis = Basis.of(group, bases, means, columns)
+        stored = basis.stored(basis.in_order(flat))
+        if wanted[2]:
+            torch.mm(back.T, stored, out=numbers_of(group, gradients[1], columns))
+        if wanted[3]:
+            mean_of(group, gradients[2], columns).copy_(total @ stored)
+        if wanted[0]:
+            to_hidden += basis.rows(back, total)
+    return to_hidden.view(hidden.shape), *gradients
 
 
 @logits_backward.register_fake
@@ -108,22 +132,24 @@ def _(
     hidden: Tensor,
     coefficients: Tensor,
     bases: Tensor,
+    places: Tensor | None,  # noqa: ARG001
+    means: Tensor | None,
     *others: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    gradients = empty_gradients(coefficients, bases, others[4], others[5][1:])
+    gradients = empty_gradients((coefficients, bases, means), others[-1][1:])
     return hidden.new_empty(hidden.shape), *gradients
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    ctx.save_for_backward(*inputs[:5])
-    ctx.sizes = inputs[5:]
+    ctx.save_for_backward(*inputs[:6])
+    ctx.sizes = inputs[6:]
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted = [ctx.needs_input_grad[index] for index in (0, 1, 2, 4)]
     gradients = logits_backward(grad, *ctx.saved_tensors, *ctx.sizes, wanted)
     hidden, one, two, three = (g if w else None for g, w in zip(gradients, wanted, strict=True))
-    return hidden, one, two, None, three, None, None, None
+    return hidden, one, two, None, three, None, None, None, None
 
 
 logits.register_autograd(_backward, setup_context=_setup_context)
@@ -135,20 +161,18 @@ def logits_exported(
     bases: Tensor,
     places: Tensor | None,
     means: Tensor | None,
+    columns: Tensor | None,
     counts: Sequence[int],
     ranks: Sequence[int],
     basis_ids: Sequence[int],
 ) -> Tensor:
     """Return the same as :func:`logits` in plain operators, for ``torch.export`` and ONNX."""
-    columns = []
-    for group in layout(counts, ranks, basis_ids):
-        table = group.coefficients(coefficients)
-        if group.directions is None:
-            columns.append(hidden @ table.T)
-            continue
-        part = (hidden @ bases[group.directions].T) @ table.T
-        if means is not None:
-            part = part + (hidden @ means[group.basis])[..., None]
-        columns.append(part)
-    joined = torch.cat(columns, -1)
+    groups = layout(counts, ranks, basis_ids)
+    inner, shifts = _projected(hidden, groups, bases, means, columns)
+    products = []
+    for group in groups:
+        part = product(_inputs(group, hidden, inner), group.coefficients(coefficients).T)
+        shifted = shifts and group.directions is not None
+        products.append(part + shifts[group.basis] if shifted else part)
+    joined = torch.cat(products, -1)
     return joined if places is None else joined.index_select(-1, places)

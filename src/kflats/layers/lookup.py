@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kflats.layers.basis import Basis, mean_of, numbers_of, width_of
 from kflats.layers.groups import Group, layout, occurring
 
 
@@ -26,6 +27,7 @@ def lookup(
     bases: Tensor,
     places: Tensor | None,
     means: Tensor | None,
+    columns: Tensor | None,
     counts: Sequence[int],
     ranks: Sequence[int],
     basis_ids: Sequence[int],
@@ -40,11 +42,14 @@ def lookup(
     coefficients : Tensor of shape (num_coefficients,)
         Those of the first group row by row, then those of the second, ...
     bases : Tensor of shape (sum of the basis ranks, embedding_dim)
-        All bases, one below the other.
+        All bases, one below the other. In echelon form of shape (sum of rank * (embedding_dim -
+        rank),): the columns of each basis that are no pivots, row by row, basis after basis.
     places : Tensor of shape (num_embeddings,) or None
         Place of every row in the order of the groups; None where it is its id.
     means : Tensor of shape (n_clusters, embedding_dim) or None
-        Added where given, one per basis.
+        Added where given, one per basis. In echelon form of shape (sum of embedding_dim - rank,).
+    columns : Tensor of shape (n_clusters, embedding_dim), int32, or None
+        In echelon form the place of every column among the pivots and then the others.
     counts, ranks, basis_ids : sequences of int
         See :class:`kflats.FactorShape`.
     padding_idx : int
@@ -56,17 +61,25 @@ def lookup(
         In the dtype of the factors.
     """
     unique, inverse = _distinct_places(ids, places)
-    rows = coefficients.new_empty(len(unique), bases.shape[1])
+    d = width_of(bases, columns)
+    rows = coefficients.new_empty(len(unique), d)
     for group, run in occurring(layout(counts, ranks, basis_ids), unique):
         table = group.coefficients(coefficients)
-        inner = table.index_select(0, unique[run] - group.rows.start)
+        inner = _select(table, unique[run] - group.rows.start)
         if group.directions is None:
             rows[run] = inner
             continue
-        torch.mm(inner, bases[group.directions], out=rows[run])
-        if means is not None:
-            rows[run] += means[group.basis]
-    return rows.index_select(0, inverse).view(*ids.shape, bases.shape[1])
+        # Rows are looked up in the dtype of the factors, as those of nn.Embedding are.
+        with torch.autocast(rows.device.type, enabled=False):
+            Basis.of(group, bases, means, columns).write_rows(inner, rows[run])
+    return rows.index_select(0, inverse).view(*ids.shape, d)
+
+
+def _select(table: Tensor, rows: Tensor) -> Tensor:
+    """Return rows of a group by ascending number; ``index_select`` checks none without columns."""
+    if table.shape[1] == 0 and not 0 <= int(rows[0]) <= int(rows[-1]) < len(table):
+        raise IndexError("index out of range in self")
+    return table.index_select(0, rows)
 
 
 def _distinct_places(ids: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -77,8 +90,8 @@ def _distinct_places(ids: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor
 
 
 @lookup.register_fake
-def _(ids: Tensor, coefficients: Tensor, bases: Tensor, *_: Any) -> Tensor:
-    return coefficients.new_empty(*ids.shape, bases.shape[1])
+def _(ids: Tensor, coefficients: Tensor, bases: Tensor, *others: Any) -> Tensor:
+    return coefficients.new_empty(*ids.shape, width_of(bases, others[2]))
 
 
 @torch.library.custom_op("kflats::lookup_backward", mutates_args=())
@@ -88,6 +101,8 @@ def lookup_backward(
     coefficients: Tensor,
     bases: Tensor,
     places: Tensor | None,
+    means: Tensor | None,
+    columns: Tensor | None,
     counts: Sequence[int],
     ranks: Sequence[int],
     basis_ids: Sequence[int],
@@ -98,26 +113,35 @@ def lookup_backward(
 
     Sums over repeated ids in float32 at least.
     """
-    results = empty_gradients(coefficients, bases, basis_ids, wanted)
+    results = empty_gradients((coefficients, bases, means), wanted)
     to_coefficients, to_bases, to_means = results
     wide = torch.promote_types(grad.dtype, torch.float32)
     unique, inverse = _distinct_places(ids, places)
-    outer = grad.new_zeros(len(unique), bases.shape[1], dtype=wide)
-    outer.index_add_(0, inverse, grad.reshape(-1, bases.shape[1]).to(wide))
+    d = width_of(bases, columns)
+    outer = grad.new_zeros(len(unique), d, dtype=wide)
+    outer.index_add_(0, inverse, grad.reshape(-1, d).to(wide))
     if padding_idx >= 0:
         outer[unique == (padding_idx if places is None else places[padding_idx])] = 0.0
     for group, run in occurring(layout(counts, ranks, basis_ids), unique):
         part, rows = outer[run], unique[run] - group.rows.start
-        stored = group.directions is None
+        basis = None
+        if group.directions is not None:
+            basis = Basis.of(group, bases, None, columns)
+            part = basis.in_order(part)
         if wanted[0]:
-            inner = part if stored else part @ bases[group.directions].to(wide).T
+            inner = part if basis is None else basis.to(wide).project(part)
             place = group.coefficients(to_coefficients)
             place.index_copy_(0, rows.long(), inner.to(place.dtype))
-        if wanted[1] and not stored:
+        if basis is None:
+            continue
+        stored = basis.stored(part)
+        if wanted[1]:
             inner = group.coefficients(coefficients).index_select(0, rows).to(wide)
-            to_bases[group.directions] += (inner.T @ part).to(bases.dtype)
-        if wanted[2] and not stored:
-            to_means[group.basis] += part.sum(0).to(bases.dtype)
+            sums = numbers_of(group, to_bases, columns)
+            sums += (inner.T @ stored).to(sums.dtype)
+        if wanted[2]:
+            sums = mean_of(group, to_means, columns)
+            sums += stored.sum(0).to(sums.dtype)
     return results
 
 
@@ -128,39 +152,34 @@ def _(
     coefficients: Tensor,
     bases: Tensor,
     places: Tensor | None,  # noqa: ARG001
-    counts: Sequence[int],  # noqa: ARG001
-    ranks: Sequence[int],  # noqa: ARG001
-    basis_ids: Sequence[int],
-    padding_idx: int,  # noqa: ARG001
-    wanted: Sequence[bool],
+    means: Tensor | None,
+    *others: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return empty_gradients(coefficients, bases, basis_ids, wanted)
+    return empty_gradients((coefficients, bases, means), others[-1])
 
 
 def empty_gradients(
-    coefficients: Tensor, bases: Tensor, basis_ids: Sequence[int], wanted: Sequence[bool]
+    factors: tuple[Tensor, Tensor, Tensor | None], wanted: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return zeros for the gradients of coefficients, bases and means; empty if not wanted."""
-    n_clusters = max(basis_ids) + 1
-    return (
-        coefficients.new_zeros(coefficients.shape if wanted[0] else (0,)),
-        bases.new_zeros(bases.shape if wanted[1] else (0, bases.shape[1])),
-        bases.new_zeros(n_clusters if wanted[2] else 0, bases.shape[1]),
+    like = factors[0]
+    one, two, three = (
+        like.new_zeros(each.shape if want and each is not None else (0,))
+        for each, want in zip(factors, wanted, strict=True)
     )
+    return one, two, three
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    ids, coefficients, bases, places, _, *sizes, padding_idx = inputs
-    ctx.save_for_backward(ids, coefficients, bases, places)
-    ctx.sizes = sizes
-    ctx.padding_idx = padding_idx
+    ctx.save_for_backward(*inputs[:6])
+    ctx.sizes = inputs[6:]
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted = [ctx.needs_input_grad[index] for index in (1, 2, 4)]
-    gradients = lookup_backward(grad, *ctx.saved_tensors, *ctx.sizes, ctx.padding_idx, wanted)
+    gradients = lookup_backward(grad, *ctx.saved_tensors, *ctx.sizes, wanted)
     one, two, three = (g if w else None for g, w in zip(gradients, wanted, strict=True))
-    return None, one, two, None, three, None, None, None, None
+    return None, one, two, None, three, None, None, None, None, None
 
 
 lookup.register_autograd(_backward, setup_context=_setup_context)
@@ -172,6 +191,7 @@ def lookup_exported(
     bases: Tensor,
     places: Tensor | None,
     means: Tensor | None,
+    columns: Tensor | None,
     counts: Sequence[int],
     ranks: Sequence[int],
     basis_ids: Sequence[int],
@@ -179,23 +199,27 @@ def lookup_exported(
     """Return the same as :func:`lookup` in plain operators, for ``torch.export`` and ONNX."""
     flat = ids.reshape(-1)
     wanted = flat if places is None else places.index_select(0, flat)
-    rows = coefficients.new_zeros(flat.shape[0], bases.shape[1])
+    factors = (coefficients, bases, means, columns)
+    d = width_of(bases, columns)
+    rows = coefficients.new_zeros(flat.shape[0], d)
     for group in layout(counts, ranks, basis_ids):
         if len(counts) == 1:
-            return _group_rows(group, wanted, coefficients, bases, means).view(
-                *ids.shape, bases.shape[1]
-            )
+            return _group_rows(group, wanted, *factors).view(*ids.shape, d)
         hits = ((wanted >= group.rows.start) & (wanted < group.rows.stop)).nonzero().squeeze(1)
-        part = _group_rows(group, wanted[hits] - group.rows.start, coefficients, bases, means)
+        part = _group_rows(group, wanted[hits] - group.rows.start, *factors)
         rows = rows.index_copy(0, hits, part)
-    return rows.view(*ids.shape, bases.shape[1])
+    return rows.view(*ids.shape, d)
 
 
 def _group_rows(
-    group: Group, rows: Tensor, coefficients: Tensor, bases: Tensor, means: Tensor | None
+    group: Group,
+    rows: Tensor,
+    coefficients: Tensor,
+    bases: Tensor,
+    means: Tensor | None,
+    columns: Tensor | None,
 ) -> Tensor:
     inner = group.coefficients(coefficients).index_select(0, rows)
     if group.directions is None:
         return inner
-    part: Tensor = inner @ bases[group.directions]
-    return part if means is None else part + means[group.basis]
+    return Basis.of(group, bases, means, columns).rows(inner)

@@ -142,6 +142,7 @@ def _store(
         ranks=ranks,
         basis_ids=basis_ids,
         affine=table.shape.affine,
+        echelon=table.shape.echelon,
     )
     trains = table.coefficients.requires_grad
     flat = torch.cat([part.reshape(-1) for part in parts])

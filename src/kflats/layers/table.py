@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from kflats.errors import InputError
-from kflats.layers.groups import layout
+from kflats.layers.basis import Basis, stored_sizes
+from kflats.layers.groups import Group, layout, longest
 from kflats.layers.logits import logits, logits_exported
 from kflats.layers.lookup import lookup, lookup_exported
+from kflats.layers.places import columns_of, first_columns, pack_pivots, places_of
 from kflats.layers.weight import TableView
 from kflats.linalg import row_blocks
-from kflats.shape import FactorShape, label_dtype
+from kflats.shape import STORED, FactorShape, label_dtype
 
 if TYPE_CHECKING:
     from kflats.factorization import Factorization
@@ -24,6 +26,7 @@ FILE_NAMES = {
     "bases": "kflats_bases",
     "means": "kflats_means",
     "labels": "kflats_labels",
+    "pivots": "kflats_pivots",
 }
 """Names of the tensors in files.
 
@@ -33,6 +36,8 @@ list of unknown tensors what is missing.
 """
 FACTORS = ("coefficients", "bases", "means")
 """Names of the parameters that modules with one table share."""
+_SAVED_BUFFERS = ("labels", "pivots")
+_BUFFERS = ("labels", "places", "pivots", "columns")
 
 
 class FactorTable(nn.Module):
@@ -53,14 +58,23 @@ class FactorTable(nn.Module):
     coefficients : Parameter of shape (shape.num_coefficients,)
         Group by group, row by row; see :meth:`group_coefficients`.
     bases : Parameter of shape (sum of shape.basis_ranks, embedding_dim)
-        One basis below the other. Orthonormal rows when fresh; training may change them.
+        One basis below the other. Orthonormal rows when fresh; training may change them. In
+        echelon form of shape (sum of rank * (embedding_dim - rank),): the columns of each basis
+        that are no pivots, ascending, row by row; see :meth:`basis`.
     means : Parameter of shape (n_clusters, embedding_dim) or None
-        Points of affine flats.
+        Points of affine flats. In echelon form of shape (sum of embedding_dim - rank,), the
+        numbers that are not at the pivots; see :meth:`mean`.
     labels : Tensor of shape (num_embeddings,) or None
         Group of every row in the smallest integer type; None for one group. A buffer.
     places : Tensor of shape (num_embeddings,), int32, or None
         Place of every row in the order of the groups. A buffer that is not saved: it follows from
         the labels.
+    pivots : Tensor of shape (n_clusters, ceil(embedding_dim / 8)), uint8, or None
+        In echelon form, bit ``c % 8`` (the lowest first) of byte ``c // 8`` is set where column
+        ``c`` is a pivot. A buffer.
+    columns : Tensor of shape (n_clusters, embedding_dim), int32, or None
+        In echelon form the place of every column among the pivots, ascending, and then the
+        others, ascending. A buffer that is not saved: it follows from the pivots.
     is_shared : bool
         Whether the tensors belong to another module, which saves them.
     origin : dict
@@ -69,6 +83,8 @@ class FactorTable(nn.Module):
 
     labels: Tensor | None
     places: Tensor | None
+    pivots: Tensor | None
+    columns: Tensor | None
 
     def __init__(
         self,
@@ -90,22 +106,31 @@ class FactorTable(nn.Module):
 
         d = shape.embedding_dim
         self.coefficients = parameter(shape.num_coefficients)
-        self.bases = parameter(sum(shape.basis_ranks), d)
-        self.means = parameter(shape.n_clusters, d) if shape.affine else None
+        of_bases, of_means = stored_sizes(shape)
+        self.bases = parameter(*of_bases)
+        self.means = parameter(*of_means) if shape.affine else None
+        buffers: dict[str, Tensor | None] = dict.fromkeys(_BUFFERS)
         kind = label_dtype(len(shape.counts))
-        labels = places = None
         if kind is not None:
             counts = torch.tensor(shape.counts, device=device)
             groups = torch.arange(len(counts), dtype=kind, device=device)
             n = shape.num_embeddings
-            labels = groups.repeat_interleave(counts, output_size=n)
-            places = torch.arange(n, dtype=torch.int32, device=device)
-        self.register_buffer("labels", labels)
-        self.register_buffer("places", places, persistent=False)
+            buffers["labels"] = groups.repeat_interleave(counts, output_size=n)
+            buffers["places"] = torch.arange(n, dtype=torch.int32, device=device)
+        if shape.echelon:
+            columns = torch.arange(d, dtype=torch.int32, device=device)
+            buffers["pivots"] = first_columns(shape.basis_ranks, d, device)
+            buffers["columns"] = columns.repeat(shape.n_clusters, 1)
+        # torch.export counts the buffers that are None too: they must come last.
+        for name in sorted(buffers, key=lambda name: buffers[name] is None):
+            self.register_buffer(name, buffers[name], persistent=name in _SAVED_BUFFERS)
         self.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
 
     def fill(self, factorization: Factorization, exact: tuple[Tensor, Tensor] | None) -> None:
-        """Copy the factors, and the rows stored as they are, into the layer."""
+        """Copy the factors, and the rows stored as they are, into the layer.
+
+        Of factors in echelon form only the columns that are no pivots are copied.
+        """
         labels = factorization.labels.clone()
         if exact is not None:
             labels[exact[0]] = factorization.n_clusters
@@ -119,61 +144,60 @@ class FactorTable(nn.Module):
                     target.copy_(exact[1][known])
                     continue
                 target.copy_(factorization.coefficients[members][:, : group.rank])
-                self.bases[group.directions].copy_(factorization.bases[number])
-            if self.means is not None and factorization.means is not None:
-                self.means.copy_(factorization.means)
+                basis, pivots = self._view(group), factorization.pivots
+                kept: Any = slice(None) if pivots is None else ~pivots[number]
+                basis.numbers.copy_(factorization.bases[number, : group.rank][:, kept])
+                if basis.mean is not None and factorization.means is not None:
+                    basis.mean.copy_(factorization.means[number][kept])
             if self.labels is not None:
                 self.labels.copy_(labels)
+            if self.pivots is not None and factorization.pivots is not None:
+                self.pivots.copy_(pack_pivots(factorization.pivots))
         self.index_()
 
     @staticmethod
     def shape_of(factorization: Factorization, exact: tuple[Tensor, Tensor] | None) -> FactorShape:
         """Return the shape of a layer that holds these factors and exact rows."""
-        if exact is None:
-            return factorization.shape
+        shape: FactorShape = factorization.shape
+        if exact is None or not len(exact[0]):
+            return shape
         labels = factorization.labels.clone()
         labels[exact[0]] = factorization.n_clusters
         counts = torch.bincount(labels, minlength=factorization.n_clusters + 1).tolist()
-        return FactorShape.uniform(
-            factorization.num_embeddings,
-            factorization.embedding_dim,
-            n_clusters=factorization.n_clusters,
-            rank=factorization.rank,
-            affine=factorization.means is not None,
-            n_exact=counts[-1],
-            counts=tuple(counts[:-1]),
+        return replace(
+            shape,
+            counts=tuple(counts),
+            ranks=(*shape.ranks, shape.embedding_dim),
+            basis_ids=(*shape.basis_ids, STORED),
         )
 
     def index_(self) -> Self:
-        """Find the places that follow from the labels; call it after changing labels.
+        """Find what follows from the labels and pivots; call it after changing them.
 
         Raises
         ------
         InputError
-            If the labels do not have ``shape.counts`` rows in each group.
+            If the labels do not have ``shape.counts`` rows in each group, or the pivots not as
+            many columns of each basis as it has directions.
         """
-        if self.labels is None or self.labels.is_meta:
-            return self
-        labels = self.labels.long()
-        counts = torch.bincount(labels.clamp_min(0), minlength=len(self.shape.counts)).tolist()
-        for group, (found, wanted) in enumerate(zip_longest(counts, self.shape.counts)):
-            if found != wanted:
-                raise InputError(
-                    f"the labels put {found} rows into group {group}, the table was described "
-                    f"with {wanted or 'no such group'}: labels and description do not belong "
-                    "together."
-                )
-        order = torch.argsort(labels, stable=True)
-        places = self.places
-        if places is None or places.shape != labels.shape or places.device != labels.device:
-            places = torch.empty(len(labels), dtype=torch.int32, device=labels.device)
-            self.register_buffer("places", places, persistent=False)
-        # In place where it can be: modules that share the table see it too.
-        places[order] = torch.arange(len(labels), dtype=torch.int32, device=labels.device)
+        shape = self.shape
+        if self.labels is not None and not self.labels.is_meta:
+            self._derive("places", places_of(self.labels, shape.counts))
+        if self.pivots is not None and not self.pivots.is_meta:
+            columns = columns_of(self.pivots, shape.basis_ranks, shape.embedding_dim)
+            self._derive("columns", columns)
         return self
 
+    def _derive(self, name: str, values: Tensor) -> None:
+        # In place where it can be: modules that share the table see it too.
+        old = getattr(self, name)
+        if old is not None and old.shape == values.shape and old.device == values.device:
+            old.copy_(values)
+        else:
+            self.register_buffer(name, values, persistent=False)
+
     @property
-    def groups(self) -> tuple[Any, ...]:
+    def groups(self) -> tuple[Group, ...]:
         """The groups of rows, see :mod:`kflats.layers.groups`."""
         return layout(*self.sizes)
 
@@ -187,6 +211,31 @@ class FactorTable(nn.Module):
         view: Tensor = self.groups[group].coefficients(self.coefficients)
         return view
 
+    def basis(self, number: int) -> Tensor:
+        """Return all columns of a basis, shape (rank, embedding_dim).
+
+        Parameters
+        ----------
+        number : int
+            From 0 to ``shape.n_clusters - 1``.
+        """
+        return self._view(longest(self.groups)[number]).whole()
+
+    def mean(self, number: int) -> Tensor:
+        """Return all columns of the mean of a basis, shape (embedding_dim,).
+
+        Zeros where the table is not affine, and at the pivots of an echelon form. ``number`` is
+        that of the basis.
+        """
+        return self._view(longest(self.groups)[number]).whole_mean()
+
+    def _view(self, group: Group) -> Basis:
+        return Basis.of(group, self.bases, self.means, self.columns)
+
+    @property
+    def _factors(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        return self.coefficients, self.bases, self.places, self.means, self.columns
+
     @property
     def weight(self) -> TableView:
         """Stands for the dense table in code that asks for it, see :class:`TableView`."""
@@ -199,7 +248,7 @@ class FactorTable(nn.Module):
 
     def rows(self, ids: Tensor, padding_idx: int | None = None) -> Tensor:
         """Return rows of the table, shape (*ids.shape, embedding_dim)."""
-        factors = (self.coefficients, self.bases, self.places, self.means)
+        factors = self._factors
         if torch.compiler.is_exporting():
             return lookup_exported(ids, *factors, *self.sizes)
         padding = -1 if padding_idx is None else padding_idx
@@ -211,7 +260,7 @@ class FactorTable(nn.Module):
 
         Under autocast it computes in the dtype of autocast, as ``nn.Linear`` does.
         """
-        factors = (self.coefficients, self.bases, self.places, self.means)
+        factors = self._factors
         if torch.compiler.is_exporting():
             return logits_exported(hidden, *factors, *self.sizes)
         device = hidden.device.type
@@ -251,7 +300,7 @@ class FactorTable(nn.Module):
             raise InputError(f"{self.shape} cannot share the factors of {other.shape}.")
         for name in FACTORS:
             setattr(self, name, getattr(other, name))
-        for name in ("labels", "places"):
+        for name in _BUFFERS:
             self.register_buffer(name, getattr(other, name), persistent=False)
         self.origin = other.origin
         self.is_shared = True
@@ -262,7 +311,8 @@ class FactorTable(nn.Module):
     def own_(self) -> None:
         """Save the tensors of the table with this module from now on."""
         if self.is_shared:
-            self.register_buffer("labels", self.labels)
+            for name in _SAVED_BUFFERS:
+                self.register_buffer(name, getattr(self, name))
             self.is_shared = False
             self._owner = []
 
@@ -281,6 +331,7 @@ class FactorTable(nn.Module):
         ranks = str(s.rank) if len(set(s.basis_ranks)) < 2 else f"{min(s.basis_ranks)}..{s.rank}"
         text = f"{s.num_embeddings}, {s.embedding_dim}, n_clusters={s.n_clusters}, rank={ranks}"
         text += ", affine" if s.affine else ""
+        text += ", echelon" if s.echelon else ""
         return f"{text}, n_exact={s.n_exact}" if s.n_exact else text
 
 

@@ -92,12 +92,20 @@ def check_tensors(
             raise CheckpointError(
                 f"{folder}: tensor {name!r} has shape {header.shape}, {where} announces {shape}."
             )
-        is_label = name.endswith(FILE_NAMES["labels"])
-        if header.dtype.startswith(("F", "BF")) == is_label:
-            kind = "whole numbers" if is_label else "floating point"
+        kind, fits = _needed(name.rpartition(".")[2])
+        if not header.dtype.startswith(fits):
             raise CheckpointError(
                 f"{folder}: tensor {name!r} has dtype {header.dtype}; {kind} is needed."
             )
+
+
+def _needed(leaf: str) -> tuple[str, tuple[str, ...]]:
+    """Return the kind of numbers that a tensor holds, and how the names of its dtypes begin."""
+    if leaf == FILE_NAMES["labels"]:
+        return "whole numbers", ("U", "I")
+    if leaf == FILE_NAMES["pivots"]:
+        return "U8 (bytes)", ("U8",)
+    return "floating point", ("F", "BF")
 
 
 def find_header(name: str, found: dict[str, TensorHeader]) -> TensorHeader | None:

@@ -105,9 +105,11 @@ def folder_info(folder: str | os.PathLike[str]) -> FolderInfo:
     if not source.is_dir():
         raise CheckpointError(f"{source} is not a folder; give one that kflats.save wrote.")
     manifest, found = check_folder(source)
+    announced = manifest.tensor_shapes()
     tables = []
     for name, spec in manifest.tables.items():
         names = [f"{name}.{file_name}" for file_name in FILE_NAMES.values()]
+        names = [each for each in names if each in announced]
         headers = [header for each in names if (header := find_header(each, found)) is not None]
         coefficients = headers[0]
         dense = coefficients._replace(shape=(spec.shape.dense_parameters,))

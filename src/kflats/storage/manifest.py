@@ -13,8 +13,7 @@ from kflats.layers import FactorizedEmbedding, FactorizedLinear, FactorTable
 from kflats.layers.table import FILE_NAMES
 from kflats.shape import FactorShape, check_fields
 
-FORMAT_VERSION = 2
-_STORED = ("coefficients", "bases", "means")
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +25,8 @@ class TableSpec:
     shape : FactorShape
         Rows, columns, and the groups of rows with their ranks and bases.
     storage : dict
-        How each tensor is stored; 'float' is the only kind of this format version.
+        How each tensor is stored: the factors as 'float', and the pivots of an echelon form as
+        'bits', one per column.
     origin : dict
         How the factors were found (method, relative error); empty if unknown.
     """
@@ -40,7 +40,7 @@ class TableSpec:
         """Return the spec a JSON object describes; what is unknown or missing is refused."""
         check_fields(data, ["shape", "storage", "origin"], "a factorised table")
         shape = FactorShape.from_dict(data["shape"])
-        expected = _float_storage(shape)
+        expected = _storage(shape)
         if data["storage"] != expected:
             raise InputError(
                 f"storage is {data['storage']}, this kflats reads {expected}: install a newer one."
@@ -112,7 +112,7 @@ class Manifest:
         for name, module in layers.items():
             table = owners[id(module.coefficients)]
             if table == name:
-                storage = _float_storage(module.shape)
+                storage = _storage(module.shape)
                 tables[name] = TableSpec(
                     shape=module.shape, storage=storage, origin=dict(module.origin)
                 )
@@ -196,8 +196,13 @@ class Manifest:
         return layers
 
 
-def _float_storage(shape: FactorShape) -> dict[str, str]:
-    return {name: "float" for name in _STORED if name != "means" or shape.affine}
+def _storage(shape: FactorShape) -> dict[str, str]:
+    storage = {"coefficients": "float", "bases": "float"}
+    if shape.affine:
+        storage["means"] = "float"
+    if shape.echelon:
+        storage["pivots"] = "bits"
+    return storage
 
 
 def factor_layers(model: nn.Module) -> dict[str, FactorTable]:

@@ -1,0 +1,106 @@
+"""What follows from the tensors that say where rows and columns lie: labels and pivots.
+
+A pivot mask has one bit per column: column ``c`` is bit ``c % 8``, the lowest first, of byte
+``c // 8``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+
+import torch
+from torch import Tensor
+
+from kflats.errors import InputError
+from kflats.shape import mask_bytes
+
+
+def places_of(labels: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return the place of every row in the order of the groups, shape (num_embeddings,), int32.
+
+    Parameters
+    ----------
+    labels : Tensor of shape (num_embeddings,), integers
+        Group of every row.
+    counts : sequence of int
+        Rows that each group must have.
+
+    Raises
+    ------
+    InputError
+        If a group has another number of rows.
+    """
+    labels = labels.long()
+    found = torch.bincount(labels.clamp_min(0), minlength=len(counts)).tolist()
+    for group, (count, wanted) in enumerate(zip_longest(found, counts)):
+        if count != wanted:
+            raise InputError(
+                f"the labels (kflats_labels) put {count} rows into group {group}, the table was "
+                f"described with {wanted or 'no such group'}: labels and description do not "
+                "belong together."
+            )
+    order = torch.argsort(labels, stable=True)
+    places = torch.empty(len(labels), dtype=torch.int32, device=labels.device)
+    places[order] = torch.arange(len(labels), dtype=torch.int32, device=labels.device)
+    return places
+
+
+def columns_of(pivots: Tensor, ranks: Sequence[int], embedding_dim: int) -> Tensor:
+    """Return the place of every column among the pivots, ascending, and then the others.
+
+    Parameters
+    ----------
+    pivots : Tensor of shape (n_clusters, ceil(embedding_dim / 8)), uint8
+        See :func:`pack_pivots`.
+    ranks : sequence of int
+        Pivots that each basis must have.
+    embedding_dim : int
+        Columns of the table.
+
+    Returns
+    -------
+    Tensor of shape (n_clusters, embedding_dim), int32
+
+    Raises
+    ------
+    InputError
+        If a basis has another number of pivots, or one beyond ``embedding_dim``.
+    """
+    mask = unpack_pivots(pivots, embedding_dim)
+    for basis, (count, rank) in enumerate(zip(mask.sum(1).tolist(), ranks, strict=True)):
+        if count != rank:
+            raise InputError(
+                f"the pivots (kflats_pivots) mark {count} columns of basis {basis}, the table was "
+                f"described with rank {rank}: pivots and description do not belong together."
+            )
+    if not torch.equal(pack_pivots(mask), pivots):
+        raise InputError(
+            f"the pivots (kflats_pivots) mark a column beyond embedding_dim={embedding_dim}: "
+            "pivots and description do not belong together."
+        )
+    others = mask.sum(1, keepdim=True) + (~mask).cumsum(1)
+    return (torch.where(mask, mask.cumsum(1), others) - 1).to(torch.int32)
+
+
+def first_columns(
+    ranks: Sequence[int], embedding_dim: int, device: torch.device | str | None
+) -> Tensor:
+    """Return the pivots of new tables: the first columns, as many as each basis has directions."""
+    wanted = torch.tensor(ranks, device=device, dtype=torch.int64)
+    return pack_pivots(torch.arange(embedding_dim, device=wanted.device) < wanted[:, None])
+
+
+def pack_pivots(mask: Tensor) -> Tensor:
+    """Return a mask of shape (n, embedding_dim), bool, as bits, (n, ceil(embedding_dim / 8))."""
+    size = mask_bytes(mask.shape[1])
+    bits = torch.nn.functional.pad(mask.to(torch.uint8), (0, 8 * size - mask.shape[1]))
+    powers = 2 ** torch.arange(8, dtype=torch.uint8, device=mask.device)
+    return (bits.view(len(mask), size, 8) * powers).sum(2, dtype=torch.uint8)
+
+
+def unpack_pivots(packed: Tensor, embedding_dim: int) -> Tensor:
+    """Return the mask of shape (n, embedding_dim), bool, that :func:`pack_pivots` has packed."""
+    powers = 2 ** torch.arange(8, dtype=torch.uint8, device=packed.device)
+    bits = (packed[:, :, None] & powers) != 0
+    return bits.view(len(packed), 8 * packed.shape[1])[:, :embedding_dim]
