@@ -70,6 +70,8 @@ def test_budget_no_rank_can_meet_says_what_it_takes() -> None:
         ({"compression": 1.0}, "compression=1.0 must be between 0 and 1"),
         ({"num_bytes": 0}, "num_bytes=0 must be at least 1"),
         ({"rank": 0}, "rank=0 must be at least 1"),
+        ({"num_parameters": 0}, "num_parameters=0 must be at least 1"),
+        ({"num_parameters": 9, "num_bytes": 9}, "got num_bytes and num_parameters"),
     ],
 )
 def test_budgets_that_say_nothing_are_refused(given_sizes: Any, message: str) -> None:
@@ -89,5 +91,43 @@ def test_budget_counts_exact_rows_once() -> None:
 
 
 def test_fixed_rank_above_the_columns_is_refused() -> None:
-    with pytest.raises(InputError, match="rank=385 must be between 1 and embedding_dim=384"):
+    with pytest.raises(InputError, match="rank=385 must be between 0 and embedding_dim=384"):
         Budget(rank=385).shape(30522, 384, n_clusters=2)
+
+
+@given(
+    n=st.integers(20, 2000),
+    k=st.integers(1, 300),
+    rank=st.integers(1, 32),
+    n_exact=st.integers(0, 2),
+    echelon=st.booleans(),
+    half=st.booleans(),
+)
+def test_numbers_leave_room_for_exact_rows_labels_and_masks(
+    n: int, k: int, rank: int, n_exact: int, echelon: bool, half: bool
+) -> None:
+    dtype = torch.float16 if half else torch.float32
+    sizes: dict[str, Any] = {"n_clusters": k, "n_exact": n_exact, "echelon": echelon}
+    shape = FactorShape.uniform(n, 32, rank=rank, **sizes)
+    beside = n_exact * 32
+    exact_fit = shape.num_bytes(dtype)
+    numbers = Budget(num_bytes=exact_fit).numbers(n, 32, dtype=dtype, **sizes)
+    assert numbers == shape.num_parameters - beside
+    assert Budget(num_bytes=exact_fit - 1).numbers(n, 32, dtype=dtype, **sizes) == numbers - 1
+    of_parameters = Budget(num_parameters=shape.num_parameters + 1).numbers(n, 32, **sizes)
+    assert of_parameters == numbers + 1
+
+
+def test_numbers_of_a_compression_by_hand() -> None:
+    assert Budget(compression=0.25).numbers(100, 8, n_clusters=5, n_exact=10) == 600 - 80
+
+
+def test_fixed_rank_is_no_number() -> None:
+    with pytest.raises(InputError, match=r"rank=3 is no size: give a compression"):
+        Budget(rank=3).numbers(100, 8, n_clusters=1)
+
+
+def test_shape_of_a_number_of_parameters() -> None:
+    shape = Budget(num_parameters=559).shape(100, 8, n_clusters=5)
+    assert shape.rank == 3
+    assert Budget(num_parameters=560).shape(100, 8, n_clusters=5).rank == 4

@@ -8,6 +8,7 @@ from kflats import InputError, relative_error
 from kflats.linalg import (
     by_cluster,
     check_table,
+    echelon_form,
     eigh_ascending,
     row_blocks,
     squared_norm,
@@ -78,3 +79,37 @@ def test_relative_error_of_other_shapes_is_refused() -> None:
 def test_unusable_tables_are_refused(table: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_table(table)
+
+
+@pytest.mark.parametrize("rank", [1, 5, 12, 23, 24])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_echelon_form_spans_the_same(rank: int, dtype: torch.dtype) -> None:
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randn(24, rank, generator=generator, dtype=torch.float64)
+        basis = torch.linalg.qr(rows).Q.T.contiguous().to(dtype)
+        before = basis.clone()
+        pivots, echelon = echelon_form(basis)
+        assert torch.equal(basis, before)
+        assert echelon.dtype == dtype
+        assert int(pivots.sum()) == rank
+        assert torch.equal(echelon[:, pivots], torch.eye(rank, dtype=dtype))
+        projected = echelon @ basis.T @ basis
+        torch.testing.assert_close(projected, echelon, rtol=1e-4, atol=1e-4)
+        assert float(echelon.abs().max()) < 4.0
+
+
+def test_echelon_form_of_nothing_and_of_everything() -> None:
+    pivots, echelon = echelon_form(torch.zeros(0, 5))
+    assert not bool(pivots.any())
+    assert echelon.shape == (0, 5)
+    pivots, echelon = echelon_form(torch.linalg.qr(torch.randn(5, 5)).Q)
+    assert bool(pivots.all())
+    assert torch.equal(echelon, torch.eye(5))
+
+
+def test_echelon_form_avoids_columns_that_are_nearly_dependent() -> None:
+    basis = torch.tensor([[1e-4, 1.0, 0.5, 0.0], [1e-4, 0.0, 0.5, 1.0]])
+    pivots, echelon = echelon_form(basis)
+    assert pivots.tolist() == [False, True, False, True]
+    torch.testing.assert_close(echelon, basis)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kflats.clustering.rows import Rows
 from kflats.errors import InputError
 from kflats.linalg import check_table, working_dtype
 
@@ -55,6 +56,25 @@ def choose_dtype(dtype: torch.dtype | str | None, found: torch.dtype) -> torch.d
             "(half-precision input is computed in float32)."
         )
     return chosen
+
+
+def choose_search_dtype(dtype: str | None, rows: Rows) -> torch.dtype | None:
+    """Return the dtype of the products that choose flats; None is the working dtype.
+
+    'auto' is bfloat16 for float32 work on processors that multiply it in hardware.
+    """
+    if dtype is None or rows.dtype != torch.float32:
+        return None
+    if dtype == "auto":
+        return torch.bfloat16 if _multiplies_bfloat16(rows.table.device) else None
+    return torch.bfloat16
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # no public name yet
+    return bool(ask is not None and ask())
 
 
 def choose_device(device: torch.device | str | None, found: torch.device) -> torch.device:

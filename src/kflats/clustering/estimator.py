@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -21,19 +21,22 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from kflats.budget import Budget
 from kflats.clustering import arrays
 from kflats.clustering.arrays import Array
 from kflats.clustering.lloyd import assign
+from kflats.clustering.losses import LOSSES
+from kflats.clustering.plans import FitProgress, plan_of
+from kflats.clustering.projection import place, project
 from kflats.clustering.rows import Rows
-from kflats.clustering.runs import FitProgress, Plan, Run, best_run
+from kflats.clustering.runs import Run, best_of_coreset, best_run
 from kflats.errors import InputError
-from kflats.linalg import by_cluster
 
 
 class ProjectiveClustering(
     ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator
 ):
-    """Cluster rows around ``n_clusters`` subspaces of dimension ``rank``.
+    """Cluster rows around ``n_clusters`` subspaces.
 
     Minimises the sum over rows of the squared distance to the *nearest* subspace (the paper's
     section 2). Alternates two steps: every row joins its nearest subspace; every subspace is
@@ -43,11 +46,14 @@ class ProjectiveClustering(
     ----------
     n_clusters : int, default=8
         Number of subspaces (``k`` in the paper).
-    rank : int, default=1
-        Dimension of each subspace (``j`` in the paper), at most ``n_features``.
+    rank : int, list of int or Budget, default=1
+        Dimension of the subspaces (``j`` in the paper), at most ``n_features``: one for all, one
+        for each, or those of least inertia whose numbers fit a budget (section 2.1 proposes a
+        dimension per subspace). With a budget a row joins the subspace of least squared distance
+        plus the price of the coefficients it stores there.
     init : {'grown', 'spherical', 'random'} or array of shape (n_samples,), default='grown'
         First partition. 'random' is the paper's. 'spherical' is k-means of the directions of the
-        rows. 'grown' goes on from it with subspaces of an eighth, a quarter and half of ``rank``.
+        rows. 'grown' goes on from it with subspaces of an eighth, a quarter and half the rank.
         An array gives the labels, ``0 ... n_clusters - 1``.
     n_init : int or 'auto', default='auto'
         Number of starts; the one with the lowest inertia is kept. 'auto' is 10 for 'random'
@@ -59,9 +65,27 @@ class ProjectiveClustering(
         nothing changes.
     affine : bool, default=False
         Fit flats with a mean each instead of subspaces through the origin (section 2.1).
+    echelon : bool, default=False
+        Whether the budget counts bases in echelon form, ``rank * (n_features - rank)`` numbers
+        each. ``bases_`` are orthonormal either way.
     assignment : {'leave_one_out', 'nearest'}, default='leave_one_out'
         'nearest' is the paper's rule. 'leave_one_out' first moves rows by their distance to the
         subspaces fitted without them, which escapes poor optima, then uses 'nearest'.
+    loss : str, default='squared'
+        What a row costs: 'squared', 'power' (the distance to the power ``loss_power``), 'lp' (the
+        sum over coordinates of the residual to the power ``loss_power``), 'huber', 'cauchy',
+        'geman_mcclure', 'welsch', 'tukey' or 'truncated' (section 2.1). Others than 'squared' are
+        found by iteratively reweighted least squares, with the plain assignment; for 'lp'
+        ``inertia_`` is that of the points found on the flats, at most that of the projections.
+    loss_scale : float or None, default=None
+        Distance at which the loss bends; None takes it from the data, see
+        :class:`kflats.clustering.losses.Loss`.
+    loss_power : float, default=1.0
+        Above 0 and at most 2; from 1 for 'lp'.
+    coreset : int or None, default=None
+        Fit on so many rows, drawn by their sensitivity and weighted for what they stand for; then
+        one pass over all rows assigns and refits. For tables of millions of rows; needs the loss
+        'squared'. ``inertia_history_`` has the final value only.
     random_state : int, RandomState or None, default=None
         Seed of the starts. Equal seeds give equal results on one device.
     device : str, torch.device or None, default=None
@@ -69,22 +93,32 @@ class ProjectiveClustering(
     dtype : {'float32', 'float64'}, torch.dtype or None, default=None
         Working type. None means float64 for float64 input and float32 for everything else;
         float16 and bfloat16 input is widened block by block.
+    search_dtype : {'auto', 'bfloat16'} or None, default=None
+        Type of the products that choose subspaces in float32 fits. None is the working type,
+        'auto' bfloat16 where the processor multiplies it in hardware: faster, and no worse. With
+        fixed ranks the last assignment is in the working type.
     callback : callable, default=None
         Called with a :class:`FitProgress` after every refitting.
 
     Attributes
     ----------
     labels_ : array of shape (n_samples,), int64
-        Index of the nearest subspace of every row.
-    bases_ : array of shape (n_clusters, rank, n_features)
-        Orthonormal rows, the direction of largest variance first.
+        Index of the nearest subspace of every row; with a budget, of the one it was fitted with.
+    ranks_ : tuple of int
+        Dimension of every subspace. With a budget a cluster may come out empty, with rank 0.
+    bases_ : array of shape (n_clusters, max(ranks_), n_features)
+        Orthonormal rows, the direction of largest variance first; zeros beyond a smaller rank.
     means_ : array of shape (n_clusters, n_features) or None
         A point of each flat; None unless ``affine``.
     inertia_ : float
-        Weighted sum of the squared distances, in squared units of ``X``; from residuals,
-        accumulated in float64.
+        Weighted sum of the losses, for 'squared' of the squared distances, in squared units of
+        ``X``; from residuals, accumulated in float64.
     cluster_inertia_ : array of shape (n_clusters,), float64
         Its share per cluster.
+    price_ : float
+        What a stored number costs in units of the inertia; 0 without a budget.
+    loss_scale_ : float or None
+        Scale of the loss; None for 'squared'.
     inertia_history_ : list of float
         Inertia at the start and after every refitting of the best run; never rises.
     n_iter_ : int
@@ -121,16 +155,22 @@ class ProjectiveClustering(
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_clusters": [Interval(Integral, 1, None, closed="left")],
-        "rank": [Interval(Integral, 1, None, closed="left")],
+        "rank": [Interval(Integral, 1, None, closed="left"), list, tuple, Budget],
         "init": [StrOptions({"grown", "spherical", "random"}), "array-like", Tensor],
         "n_init": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "affine": ["boolean"],
+        "echelon": ["boolean"],
         "assignment": [StrOptions({"leave_one_out", "nearest"})],
+        "loss": [StrOptions(set(LOSSES))],
+        "loss_scale": [Interval(Real, 0, None, closed="neither"), None],
+        "loss_power": [Interval(Real, 0, 2, closed="right")],
+        "coreset": [Interval(Integral, 1, None, closed="left"), None],
         "random_state": ["random_state"],
         "device": [str, torch.device, None],
         "dtype": [str, torch.dtype, None],
+        "search_dtype": [StrOptions({"auto", "bfloat16"}), None],
         "callback": [callable, None],
     }
 
@@ -138,16 +178,22 @@ class ProjectiveClustering(
         self,
         n_clusters: int = 8,
         *,
-        rank: int = 1,
+        rank: int | Sequence[int] | Budget = 1,
         init: str | Array = "grown",
         n_init: int | str = "auto",
         max_iter: int = 100,
         tol: float = 2e-3,
         affine: bool = False,
+        echelon: bool = False,
         assignment: str = "leave_one_out",
+        loss: str = "squared",
+        loss_scale: float | None = None,
+        loss_power: float = 1.0,
+        coreset: int | None = None,
         random_state: int | np.random.RandomState | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        search_dtype: str | None = None,
         callback: Callable[[FitProgress], None] | None = None,
     ) -> None:
         self.n_clusters = n_clusters
@@ -157,10 +203,16 @@ class ProjectiveClustering(
         self.max_iter = max_iter
         self.tol = tol
         self.affine = affine
+        self.echelon = echelon
         self.assignment = assignment
+        self.loss = loss
+        self.loss_scale = loss_scale
+        self.loss_power = loss_power
+        self.coreset = coreset
         self.random_state = random_state
         self.device = device
         self.dtype = dtype
+        self.search_dtype = search_dtype
         self.callback = callback
 
     def fit(self, X: Array, y: None = None, sample_weight: Array | None = None) -> Self:  # noqa: ARG002
@@ -184,12 +236,16 @@ class ProjectiveClustering(
         ------
         ValueError
             If a parameter is out of range, ``X`` is not a finite matrix, ``rank`` exceeds
-            ``n_features``, or there are fewer rows than clusters.
+            ``n_features``, there are fewer rows than clusters, or no ranks meet a budget.
         """
         self._validate_params()
         table = self._table(X, reset=True)
         rows = self._rows(table, sample_weight)
-        best = best_run(rows, self._plan(rows), check_random_state(self.random_state))
+        plan, random = plan_of(self, rows), check_random_state(self.random_state)
+        if plan.coreset is None:
+            best = best_run(rows, plan, random)
+        else:
+            best = best_of_coreset(rows, plan, random)
         self._keep(best, rows, X)
         return self
 
@@ -197,7 +253,7 @@ class ProjectiveClustering(
         """Return the index of the nearest subspace of every row, shape (n_samples,), int64."""
         check_is_fitted(self)
         rows = self._fitted_rows(self._table(X, reset=False))
-        return arrays.like(assign(rows, self._flats)[0], X)
+        return arrays.like(assign(rows, self._flats, loss=self._loss)[0], X)
 
     def transform(self, X: Array) -> Array:
         """Return every row's coefficients in the basis of its nearest subspace.
@@ -209,31 +265,21 @@ class ProjectiveClustering(
 
         Returns
         -------
-        array or tensor of shape (n_samples, rank)
-            ``(x - mean) @ basis.T`` in the working dtype. The label that each row belongs to is
-            what :meth:`predict` returns.
+        array or tensor of shape (n_samples, max(ranks_))
+            ``(x - mean) @ basis.T`` in the working dtype, zeros beyond a smaller rank. The label
+            that each row belongs to is what :meth:`predict` returns.
         """
         check_is_fitted(self)
         rows = self._fitted_rows(self._table(X, reset=False))
-        labels = assign(rows, self._flats)[0]
-        bases, means = self._bases_and_means(rows)
-        result = torch.empty(len(rows), self.rank, dtype=rows.dtype, device=labels.device)
-        for block in rows.blocks(rows.n_features + self.rank):
-            data = rows.table[block].to(rows.dtype)
-            out = result[block]
-            for cluster, positions in by_cluster(labels[block], len(bases)):
-                members = data[positions]
-                if means is not None:
-                    members = members - means[cluster]
-                out[positions] = members @ bases[cluster].T
-        return arrays.like(result, X)
+        labels = assign(rows, self._flats, loss=self._loss)[0]
+        return arrays.like(project(rows, labels, *self._bases_and_means(rows)), X)
 
     def inverse_transform(self, X: Array, labels: Array | None = None) -> Array:
         """Return rows from coefficients.
 
         Parameters
         ----------
-        X : array or tensor of shape (n_samples, rank)
+        X : array or tensor of shape (n_samples, max(ranks_))
             Coefficients, as from :meth:`transform`.
         labels : array or tensor of shape (n_samples,), optional
             Subspace of every row, as from :meth:`predict`. May be left out only where there is
@@ -250,48 +296,22 @@ class ProjectiveClustering(
             If ``labels`` are missing, or shapes or label values do not fit.
         """
         check_is_fitted(self)
-        coefficients = arrays.check_matrix(arrays.as_tensor(X))
+        coefficients = arrays.as_tensor(X)
+        if coefficients.shape[1:] != (0,):  # what transform gives where all ranks are 0
+            coefficients = arrays.check_matrix(coefficients)
         dtype = arrays.choose_dtype(self.dtype, coefficients.dtype)
         coefficients = coefficients.to(dtype)
         index = self._check_labels(coefficients, labels)
         bases = arrays.as_tensor(self.bases_).to(coefficients)
-        result = coefficients.new_empty(len(index), bases.shape[2])
-        for cluster, positions in by_cluster(index, len(bases)):
-            result[positions] = coefficients[positions] @ bases[cluster]
-        if self.means_ is not None:
-            result += arrays.as_tensor(self.means_).to(coefficients)[index]
-        return arrays.like(result, X)
+        means = None if self.means_ is None else arrays.as_tensor(self.means_).to(coefficients)
+        return arrays.like(place(coefficients, index, bases, means), X)
 
     def score(self, X: Array, y: None = None, sample_weight: Array | None = None) -> float:  # noqa: ARG002
         """Return minus the inertia of ``X``: the larger, the better the subspaces fit."""
         check_is_fitted(self)
         rows = self._fitted_rows(self._table(X, reset=False), sample_weight)
-        return -Run.of(rows, assign(rows, self._flats)[0], self._flats, []).inertia
-
-    def _plan(self, rows: Rows) -> Plan:
-        if self.rank > rows.n_features:
-            raise InputError(
-                f"rank={self.rank} must be between 1 and n_features={rows.n_features}."
-            )
-        if len(rows) < self.n_clusters:
-            raise InputError(f"n_samples={len(rows)} should be >= n_clusters={self.n_clusters}.")
-        init, n_init = self.init, 1
-        if not isinstance(init, str):
-            device = rows.table.device
-            init = arrays.check_labels(init, len(rows), self.n_clusters, device, "init")
-        elif init == "random":
-            n_init = 10
-        return Plan(
-            n_clusters=self.n_clusters,
-            rank=self.rank,
-            init=init,
-            n_init=n_init if self.n_init == "auto" else int(self.n_init),
-            max_iter=self.max_iter,
-            tol=self.tol,
-            affine=self.affine,
-            leave_one_out=self.assignment == "leave_one_out",
-            callback=self.callback,
-        )
+        labels = assign(rows, self._flats, loss=self._loss)[0]
+        return -Run.of(rows, labels, self._flats, [], self._loss).inertia
 
     def _check_labels(self, coefficients: Tensor, labels: Array | None) -> Tensor:
         n_clusters, rank, _ = self.bases_.shape
@@ -347,7 +367,7 @@ class ProjectiveClustering(
         return bases, arrays.as_tensor(self.means_).to(rows.table.device, rows.dtype)
 
     def _keep(self, best: Run, rows: Rows, X: Array) -> None:
-        self._flats, self._shift = best.flats, rows.shift
+        self._flats, self._shift, self._loss = best.flats, rows.shift, best.loss
         self.labels_ = arrays.like(best.labels, X)
         self.bases_ = arrays.like(best.flats.bases, X)
         means = best.flats.means
@@ -358,9 +378,12 @@ class ProjectiveClustering(
         self.inertia_ = best.inertia
         self.inertia_history_ = best.history
         self.n_iter_ = len(best.history)
-        self._n_features_out = self.rank
+        self.ranks_ = best.flats.ranks
+        self.price_ = best.flats.price
+        self.loss_scale_ = best.loss.scale
+        self._n_features_out = max(self.ranks_)
         n_empty = int((torch.bincount(best.labels, minlength=self.n_clusters) == 0).sum())
-        if n_empty:
+        if n_empty and self.price_ == 0:
             warnings.warn(
                 f"{n_empty} of n_clusters={self.n_clusters} clusters are empty: the other "
                 "subspaces already hold every row. Fewer clusters or a smaller rank do as well.",

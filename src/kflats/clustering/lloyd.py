@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kflats.clustering.flats import Flats
+from kflats.clustering.flats import Distances, Flats, freedom
+from kflats.clustering.losses import Loss
+from kflats.clustering.ranks import RankRule
 from kflats.clustering.rows import Moments, Rows
 
 
@@ -20,23 +22,50 @@ class Partition:
         What is split.
     labels : Tensor of shape (n_samples,), int64
         Cluster of every row.
+    rule : RankRule
+        Gives the flats their dimensions.
     flats : Flats
         Best flats for these labels.
     affine : bool
         Whether the flats have means.
+    search_dtype : torch.dtype
+        Of the products that choose flats.
+    costs : Tensor of shape (n_samples,) or None
+        What the rows cost, where that does not follow from their distances.
     """
 
+    costs: Tensor | None = None
+
     def __init__(
-        self, rows: Rows, labels: Tensor, *, n_clusters: int, rank: int, affine: bool
+        self,
+        rows: Rows,
+        labels: Tensor,
+        *,
+        n_clusters: int,
+        rule: RankRule,
+        affine: bool,
+        search_dtype: torch.dtype | None = None,
     ) -> None:
         self.rows = rows
         self.labels = labels
+        self.rule = rule
         self.affine = affine
+        self.search_dtype = search_dtype or rows.dtype
         self._moments = Moments.of(rows, labels, n_clusters)
-        self.flats = self._fit(rank)
+        self.flats = self._fit(labels)
 
-    def _fit(self, rank: int) -> Flats:
-        return Flats.fit(self._moments, rank, self.affine, self.rows.dtype)
+    def _fit(self, labels: Tensor) -> Flats:
+        flats = Flats.fit(self._moments, self.affine, self.rows.dtype)
+        return flats.with_ranks(*self.rule.choose(flats.eigenvalues, self._counts(labels)))
+
+    def _counts(self, labels: Tensor) -> Tensor:
+        return self.rows.counts(labels, len(self._moments.mass))
+
+    def coarse(self, share: float) -> Flats:
+        """Return flats of about this share of the dimensions."""
+        rule = self.rule.coarse(share)
+        chosen = rule.choose(self.flats.eigenvalues, self._counts(self.labels))
+        return self.flats.with_ranks(*chosen)
 
     def move(self, labels: Tensor, *, only_if_better: bool = False) -> float:
         """Change the labels, refit the flats and return by how much the inertia fell.
@@ -44,7 +73,7 @@ class Partition:
         With ``only_if_better`` a move that gains nothing is undone.
         """
         self._moments.move(self.rows, self.labels, labels)
-        candidate = self._fit(self.flats.rank)
+        candidate = self._fit(labels)
         gain = self.flats.inertia - candidate.inertia
         if only_if_better and gain <= 0:
             self._moments.move(self.rows, labels, self.labels)
@@ -54,7 +83,11 @@ class Partition:
 
     def propose(self, flats: Flats, *, leave_one_out: bool) -> tuple[Tensor, Tensor, bool]:
         """Return better labels, the rows' distances, and whether empty clusters were refilled."""
-        labels, distances = assign(self.rows, flats, self.labels if leave_one_out else None)
+        labels, distances = assign(
+            self.rows, flats, self.labels if leave_one_out else None, self.search_dtype
+        )
+        if flats.price > 0:  # an empty cluster was not worth its basis
+            return labels, distances, False
         return labels, distances, _refill_empty(labels, distances, flats)
 
 
@@ -70,9 +103,10 @@ def refine(
     """Improve a partition in place until one more step gains at most ``tol`` of the inertia.
 
     With ``leave_one_out`` the rows first move by their distance to flats fitted without them.
-    Such a move can raise the inertia; then it is undone, and the plain rule (the paper's) takes
-    over. The last step is always a plain assignment without refitting, so that the final labels
-    are the nearest flats.
+    Such a move can raise the inertia, as can one to flats whose ranks are chosen anew; then it is
+    undone, and the plain rule (the paper's) takes over. With fixed ranks the last step is a plain
+    assignment without refitting, so that the final labels are the nearest flats; a budget would
+    not be met after it.
 
     Parameters
     ----------
@@ -99,9 +133,12 @@ def refine(
         labels, distances, refilled = partition.propose(
             partition.flats, leave_one_out=leave_one_out
         )
-        if not (leave_one_out or refilled):
+        is_priced = partition.flats.price > 0
+        if not (leave_one_out or refilled or is_priced):
             gain = history[-1] - float(distances.sum(dtype=torch.float64))
             if gain <= tol * history[-1]:
+                if partition.search_dtype != partition.rows.dtype:
+                    break
                 partition.labels = labels
                 return history
         gain = partition.move(labels, only_if_better=True)
@@ -113,29 +150,47 @@ def refine(
             if not leave_one_out:
                 break
             leave_one_out = False
-    partition.labels = assign(partition.rows, partition.flats)[0]
+    if partition.flats.price == 0:
+        partition.labels = assign(partition.rows, partition.flats)[0]
     return history
 
 
-def assign(rows: Rows, flats: Flats, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def assign(
+    rows: Rows,
+    flats: Flats,
+    labels: Tensor | None = None,
+    search_dtype: torch.dtype | None = None,
+    loss: Loss | None = None,
+) -> tuple[Tensor, Tensor]:
     """Return each row's best flat and its weighted squared distance to it.
 
-    The lower index wins a tie. With ``labels`` the distance to the row's own flat is the one
-    left when the row is taken out.
+    Best is the flat of least weighted squared distance plus the price of the coefficients that
+    the row stores there. The lower index wins a tie. With ``labels`` the distance to the row's
+    own flat is the one left when the row is taken out. With a loss it takes the place of the
+    square beside a price (without one the nearest flat is the best for every loss), and the
+    squared distances that are returned have no weights.
     """
     best = torch.empty(len(rows), dtype=torch.int64, device=rows.table.device)
     distances = torch.empty(len(rows), dtype=rows.dtype, device=rows.table.device)
-    width = rows.n_features + flats.n_clusters * min(flats.rank, rows.n_features - flats.rank)
-    for block in rows.blocks(width):
+    measure = Distances(flats, search_dtype or rows.dtype)
+    free = None if labels is None else freedom(rows, labels, flats)
+    prices = flats.price * torch.tensor(flats.ranks, dtype=rows.dtype, device=best.device)
+    for block in rows.blocks(rows.n_features + measure.width):
         data = rows.take(block)
-        squared = flats.squared_distances(data)
+        squared = measure(data)
         weights = None if rows.weights is None else rows.weights[block]
-        if labels is not None:
+        if labels is not None and free is not None:
             own = labels[block, None]
-            freedom = flats.freedom(data, weights, labels[block])
-            squared.scatter_(1, own, squared.gather(1, own) / freedom[:, None])
-        distances[block], best[block] = squared.min(1)
-        if weights is not None:
+            squared.scatter_(1, own, squared.gather(1, own) / free[block, None])
+        costs = squared
+        if flats.price > 0:
+            costs = squared if loss is None else loss.value(squared)
+            copies = 1.0 if rows.copies is None else rows.copies[block, None]
+            costs = costs if weights is None else costs * weights[:, None]
+            costs = costs + prices * copies
+        best[block] = costs.argmin(1)
+        distances[block] = squared.gather(1, best[block, None]).squeeze(1)
+        if weights is not None and loss is None:
             distances[block] *= weights
     return best, distances
 
@@ -151,7 +206,7 @@ def _refill_empty(labels: Tensor, distances: Tensor, flats: Flats) -> bool:
     threshold = torch.finfo(distances.dtype).eps * scale
     refilled = False
     for cluster in (counts == 0).nonzero().squeeze(1).tolist():
-        worst = distances.topk(min(flats.rank, len(labels))).indices
+        worst = distances.topk(min(flats.ranks[cluster], len(labels))).indices
         worst = worst[distances[worst] > 10 * threshold]
         if len(worst):
             labels[worst] = cluster

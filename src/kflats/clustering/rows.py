@@ -26,12 +26,15 @@ class Rows:
     shift : Tensor of shape (n_features,) or None
         Subtracted from every row that is read. Affine fits set it to the mean row, so that
         centring a cluster does not cancel when the data lie far from the origin.
+    copies : Tensor of shape (n_samples,) or None
+        How many rows of the whole table each row stands for, where these are a sample of it.
     """
 
     table: Tensor
     weights: Tensor | None
     dtype: torch.dtype
     shift: Tensor | None = None
+    copies: Tensor | None = None
 
     @classmethod
     def of(cls, table: Tensor, weights: Tensor | None, dtype: torch.dtype, affine: bool) -> Rows:
@@ -55,7 +58,25 @@ class Rows:
     def subset(self, index: Tensor) -> Rows:
         """Return a copy of the chosen rows (and their weights)."""
         weights = None if self.weights is None else self.weights[index]
-        return Rows(self.table[index], weights, self.dtype, self.shift)
+        copies = None if self.copies is None else self.copies[index]
+        return Rows(self.table[index], weights, self.dtype, self.shift, copies)
+
+    def counts(self, labels: Tensor, n_clusters: int) -> Tensor:
+        """Return how many rows of the whole table each cluster has, float64."""
+        copies = None if self.copies is None else self.copies.double()
+        return torch.bincount(labels, copies, minlength=n_clusters).double()
+
+    def members(
+        self, labels: Tensor, n_clusters: int, index: Tensor | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield each cluster with the places of its rows, in blocks.
+
+        ``labels`` are those of all rows, or of the rows at ``index``.
+        """
+        for cluster, positions in by_cluster(labels, n_clusters):
+            places = positions if index is None else index[positions]
+            for block in row_blocks(len(places), 3 * self.n_features):
+                yield cluster, places[block]
 
     def blocks(self, width: int) -> Iterator[slice]:
         """Yield slices sized for ``width`` working numbers per row."""
@@ -78,28 +99,23 @@ class Moments:
     def of(cls, rows: Rows, labels: Tensor, n_clusters: int) -> Moments:
         """Compute the moments of a partition from scratch."""
         moments = cls(n_clusters, rows.n_features, rows.table.device)
-        for block in rows.blocks(2 * rows.n_features):
-            moments._add(rows, block, labels[block], 1.0)
+        moments._add(rows, None, labels, 1.0)
         return moments
 
     def move(self, rows: Rows, old: Tensor, new: Tensor) -> None:
         """Update the moments from partition ``old`` to partition ``new``."""
         changed = (old != new).nonzero().squeeze(1)
-        for block in row_blocks(len(changed), 2 * rows.n_features):
-            index = changed[block]
-            self._add(rows, index, old[index], -1.0)
-            self._add(rows, index, new[index], 1.0)
+        self._add(rows, changed, old[changed], -1.0)
+        self._add(rows, changed, new[changed], 1.0)
 
-    def _add(self, rows: Rows, index: slice | Tensor, labels: Tensor, sign: float) -> None:
-        block = rows.take(index)
-        weights = None if rows.weights is None else rows.weights[index]
-        for cluster, positions in by_cluster(labels, len(self.mass)):
-            members = block[positions]
-            if weights is None:
-                weighted, mass = members, float(len(positions))
+    def _add(self, rows: Rows, index: Tensor | None, labels: Tensor, sign: float) -> None:
+        for cluster, members in rows.members(labels, len(self.mass), index):
+            block = rows.take(members)
+            if rows.weights is None:
+                weighted, mass = block, float(len(members))
             else:
-                weighted = members * weights[positions, None]
-                mass = float(weights[positions].sum())
-            self.second[cluster] += sign * (members.T @ weighted)
-            self.first[cluster] += sign * weighted.sum(0)
+                weights = rows.weights[members]
+                weighted, mass = block * weights[:, None], float(weights.double().sum())
+            self.second[cluster] += sign * (block.T @ weighted)
+            self.first[cluster] += sign * weighted.sum(0, dtype=torch.float64)
             self.mass[cluster] += sign * mass

@@ -3,53 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from numpy.random import RandomState
 from torch import Tensor
 
 from kflats.clustering import starts
+from kflats.clustering.coreset import coreset
 from kflats.clustering.flats import Flats, exact_inertia
-from kflats.clustering.lloyd import Partition, refine
+from kflats.clustering.lloyd import Partition, assign, refine
+from kflats.clustering.losses import SQUARED, Loss
+from kflats.clustering.lp import refine_lp
+from kflats.clustering.plans import FitProgress, Plan
+from kflats.clustering.robust import refine_robust
 from kflats.clustering.rows import Rows
-
-
-@dataclass(frozen=True)
-class FitProgress:
-    """What the ``callback`` of ``ProjectiveClustering`` is told after every refitting.
-
-    Attributes
-    ----------
-    run : int
-        Index of the start, from 0.
-    n_runs : int
-        Number of starts.
-    iteration : int
-        Refittings in this run so far.
-    inertia : float
-        Inertia after the refitting.
-    """
-
-    run: int
-    n_runs: int
-    iteration: int
-    inertia: float
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The checked parameters of a fit."""
-
-    n_clusters: int
-    rank: int
-    init: str | Tensor
-    n_init: int
-    max_iter: int
-    tol: float
-    affine: bool
-    leave_one_out: bool
-    callback: Callable[[FitProgress], None] | None
+from kflats.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -60,11 +29,14 @@ class Run:
     flats: Flats
     history: list[float]
     cluster_inertia: Tensor
+    loss: Loss = SQUARED
 
     @classmethod
-    def of(cls, rows: Rows, labels: Tensor, flats: Flats, history: list[float]) -> Run:
+    def of(
+        cls, rows: Rows, labels: Tensor, flats: Flats, history: list[float], loss: Loss = SQUARED
+    ) -> Run:
         """Add the exact inertia to a finished partition."""
-        return cls(labels, flats, history, exact_inertia(rows, labels, flats))
+        return cls(labels, flats, history, exact_inertia(rows, labels, flats, loss), loss)
 
     @property
     def inertia(self) -> float:
@@ -79,9 +51,25 @@ def best_run(rows: Rows, plan: Plan, random: RandomState) -> Run:
         run = _run(rows, plan, random, index)
         if best is None or run.inertia < best.inertia:
             best = run
+            plan = replace(plan, loss=run.loss)  # one scale for all starts
     if best is None:
         raise ValueError(f"n_init={plan.n_init} must be at least 1.")
     return best
+
+
+def best_of_coreset(rows: Rows, plan: Plan, random: RandomState) -> Run:
+    """Run the plan on a sample of the rows, then assign and refit all rows once."""
+    k, size = plan.n_clusters, plan.coreset or len(rows)
+    ids, sample = coreset(rows, size, rows.n_features // 2, random)
+    if len(ids) < k:
+        raise InputError(f"coreset={size} drew {len(ids)} distinct rows for n_clusters={k}.")
+    init = plan.init[ids] if isinstance(plan.init, Tensor) else plan.init
+    found = best_run(sample, replace(plan, init=init), random)
+    labels = assign(rows, found.flats, search_dtype=plan.search_dtype)[0]
+    partition = Partition(rows, labels, n_clusters=k, rule=plan.rule, affine=plan.affine)
+    if partition.flats.price == 0:
+        labels = assign(rows, partition.flats)[0]
+    return Run.of(rows, labels, partition.flats, [partition.flats.inertia])
 
 
 def _run(rows: Rows, plan: Plan, random: RandomState, index: int) -> Run:
@@ -89,8 +77,9 @@ def _run(rows: Rows, plan: Plan, random: RandomState, index: int) -> Run:
         rows,
         _first_labels(rows, plan, random),
         n_clusters=plan.n_clusters,
-        rank=plan.rank,
+        rule=plan.rule,
         affine=plan.affine,
+        search_dtype=plan.search_dtype,
     )
     count = 0
 
@@ -102,17 +91,32 @@ def _run(rows: Rows, plan: Plan, random: RandomState, index: int) -> Run:
 
     if plan.n_clusters > 1 and isinstance(plan.init, str) and plan.init == "grown":
         starts.grow(partition)
+    if plan.loss.is_squared:
+        history = _refine(partition, plan, report)
+        return Run.of(rows, partition.labels, partition.flats, history)
+    descend = refine_lp if plan.loss.name == "lp" else refine_robust
+    history, loss = descend(
+        partition, plan.loss, max_iter=plan.max_iter, tol=plan.tol, on_iteration=report
+    )
+    run = Run.of(rows, partition.labels, partition.flats, history, loss)
+    if partition.costs is None:
+        return run
+    costs = run.cluster_inertia.new_zeros(plan.n_clusters)
+    costs.index_add_(0, partition.labels, partition.costs.double())
+    return replace(run, cluster_inertia=costs)
+
+
+def _refine(partition: Partition, plan: Plan, report: Callable[[float], None]) -> list[float]:
     # The eigenvalues of all clusters sum to the squared norm of the rows.
     total = float(partition.flats.eigenvalues.sum(dtype=torch.float64))
-    history = refine(
+    return refine(
         partition,
         leave_one_out=plan.leave_one_out,
         max_iter=plan.max_iter,
         tol=plan.tol,
-        floor=torch.finfo(rows.dtype).eps * total,
+        floor=torch.finfo(partition.rows.dtype).eps * total,
         on_iteration=report,
     )
-    return Run.of(rows, partition.labels, partition.flats, history)
 
 
 def _first_labels(rows: Rows, plan: Plan, random: RandomState) -> Tensor:

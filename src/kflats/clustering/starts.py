@@ -60,10 +60,8 @@ def grow(partition: Partition) -> None:
 
     Flats of low dimension see the coarse structure and have fewer poor optima.
     """
-    rank = partition.flats.rank
     for share in GROWTH:
-        coarse = partition.flats.at_rank(max(1, int(rank * share)))
-        labels, _, _ = partition.propose(coarse, leave_one_out=False)
+        labels, _, _ = partition.propose(partition.coarse(share), leave_one_out=False)
         partition.move(labels)
 
 
