@@ -21,7 +21,7 @@ def tokenizer() -> Any:
     return BertTokenizerFast(vocab={word: index for index, word in enumerate(WORDS)})
 
 
-def counts(source: Path, tokenizer: Any, size: int = SIZE) -> list[float]:
+def counts(source: Any, tokenizer: Any, size: int = SIZE) -> list[float]:
     """Return the plain counts, which smoothing 0 and power 1 leave as they are."""
     return token_weights(source, tokenizer, size, smoothing=0.0, power=1.0).tolist()
 
@@ -32,19 +32,38 @@ def write(folder: Path, name: str, content: object) -> Path:
     return path
 
 
-def expected(**of_token: float) -> list[float]:
-    return [of_token.get(word, 0.0) for word in WORDS]
+def expected(*, lines: int = 0, **of_token: float) -> list[float]:
+    """Return the counts; every line of text has a [CLS] and a [SEP]."""
+    found = {"[CLS]": lines, "[SEP]": lines, **of_token}
+    return [float(found.get(word, 0)) for word in WORDS]
 
 
 def test_text_is_counted_token_by_token(tmp_path: Path, tokenizer: Any) -> None:
     text = write(tmp_path, "text.txt", "the cat sat\n\n   \nThe mat the\n")
-    assert counts(text, tokenizer) == expected(the=3, cat=1, sat=1, mat=1)
+    assert counts(text, tokenizer) == expected(lines=2, the=3, cat=1, sat=1, mat=1)
 
 
-def test_special_tokens_are_not_added_to_text(tmp_path: Path, tokenizer: Any) -> None:
-    text = write(tmp_path, "text.txt", "cat\n")
-    result = counts(text, tokenizer)
-    assert (result[2], result[3], sum(result)) == (0, 0, 1)
+def test_special_tokens_count_once_per_text(tmp_path: Path, tokenizer: Any) -> None:
+    text = write(tmp_path, "text.txt", "cat\n\nthe cat\n")
+    assert counts(text, tokenizer) == expected(lines=2, cat=2, the=1)
+
+
+def test_texts_and_parquet_columns_count_as_files_do(tmp_path: Path, tokenizer: Any) -> None:
+    texts = ["the cat", "  ", "sat"]
+    assert counts(texts, tokenizer) == expected(lines=2, the=1, cat=1, sat=1)
+    parquet = pytest.importorskip("pyarrow.parquet")
+    from pyarrow import table
+
+    parquet.write_table(table({"story": [*texts, None]}), tmp_path / "a.parquet")
+    found = token_weights(
+        tmp_path / "a.parquet", tokenizer, SIZE, column="story", smoothing=0.0, power=1.0
+    )
+    assert found.tolist() == counts(texts, tokenizer)
+    with pytest.raises(InputError, match=r"a\.parquet has no column 'text'; it has story"):
+        token_weights(tmp_path / "a.parquet", tokenizer, SIZE)
+    (tmp_path / "b.parquet").write_text("no parquet")
+    with pytest.raises(InputError, match=r"b\.parquet is not a readable parquet file"):
+        token_weights(tmp_path / "b.parquet", tokenizer, SIZE)
 
 
 @pytest.mark.parametrize("lines", [1023, 1024, 1025, 2048])
@@ -52,22 +71,25 @@ def test_every_line_counts_once_whatever_the_batch(
     tmp_path: Path, tokenizer: Any, lines: int
 ) -> None:
     text = write(tmp_path, "text.txt", "the cat\n" * lines)
-    assert counts(text, tokenizer) == expected(the=lines, cat=lines)
+    assert counts(text, tokenizer) == expected(lines=lines, the=lines, cat=lines)
 
 
 def test_tokens_beyond_the_table_are_ignored_in_text(tmp_path: Path, tokenizer: Any) -> None:
     text = write(tmp_path, "text.txt", "the mat\n")
-    assert counts(text, tokenizer, size=MAT) == expected(the=1)[:MAT]
+    assert counts(text, tokenizer, size=MAT) == expected(lines=1, the=1)[:MAT]
 
 
 def test_rows_beyond_the_vocabulary_count_zero(tmp_path: Path, tokenizer: Any) -> None:
     text = write(tmp_path, "text.txt", "the cat\n")
-    assert counts(text, tokenizer, size=SIZE + 3) == [*expected(the=1, cat=1), 0.0, 0.0, 0.0]
+    known = expected(lines=1, the=1, cat=1)
+    assert counts(text, tokenizer, size=SIZE + 3) == [*known, 0.0, 0.0, 0.0]
 
 
 def test_json_object_maps_tokens(tmp_path: Path, tokenizer: Any) -> None:
     path = write(tmp_path, "counts.json", {"the": 40, "cat": 2.5, "[CLS]": 1})
-    assert counts(path, tokenizer) == expected(**{"the": 40, "cat": 2.5, "[CLS]": 1})
+    assert counts(path, tokenizer) == [
+        {"the": 40, "cat": 2.5, "[CLS]": 1}.get(word, 0.0) for word in WORDS
+    ]
 
 
 def test_json_object_maps_ids(tmp_path: Path, tokenizer: Any) -> None:
@@ -98,11 +120,11 @@ def test_weights_are_powers_of_smoothed_counts(tmp_path: Path, tokenizer: Any) -
     torch.testing.assert_close(weights, torch.tensor(values, dtype=torch.float64))
 
 
-def test_defaults_are_the_root_of_the_count_plus_one(tmp_path: Path, tokenizer: Any) -> None:
-    path = write(tmp_path, "counts.json", {"sat": 8})
+def test_defaults_are_the_root_of_the_count_plus_ten(tmp_path: Path, tokenizer: Any) -> None:
+    path = write(tmp_path, "counts.json", {"sat": 6})
     weights = token_weights(str(path), tokenizer, SIZE)
     assert weights.dtype == torch.float64
-    assert weights.tolist() == [3.0 if index == SAT else 1.0 for index in range(SIZE)]
+    assert weights.tolist() == [(16.0 if index == SAT else 10.0) ** 0.5 for index in range(SIZE)]
 
 
 def test_power_zero_gives_equal_weights(tmp_path: Path, tokenizer: Any) -> None:

@@ -4,37 +4,45 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kflats.errors import InputError
+from kflats.errors import InputError, MissingExtraError
 
 _LINES_PER_BATCH = 1024
 
 
 def token_weights(
-    source: str | Path,
+    source: str | Path | Iterable[str],
     tokenizer: Any,
     num_embeddings: int,
     *,
-    smoothing: float = 1.0,
+    column: str = "text",
+    smoothing: float = 10.0,
     power: float = 0.5,
 ) -> Tensor:
     """Return one weight per token id: ``(count + smoothing) ** power``.
 
     Parameters
     ----------
-    source : path
-        A UTF-8 text file, or a ``.json`` file with an object that maps tokens (or ids) to
-        counts, or a list of one count per id.
+    source : path or iterable of str
+        A UTF-8 text file, a ``.parquet`` file, texts such as the column of a dataset, or a
+        ``.json`` file with an object that maps tokens (or ids) to counts, or a list of one count
+        per id.
     tokenizer : transformers tokenizer
-        Splits the text and knows the tokens of the JSON object.
+        Splits the texts, with its special tokens around each line, and knows the tokens of the
+        JSON object.
     num_embeddings : int
         Rows of the table.
-    smoothing : float, default=1.0
+    column : str, default='text'
+        Of the parquet file.
+    smoothing : float, default=10.0
         Added to every count, so that rows which the text does not use still matter.
     power : float, default=0.5
         Of the smoothed count. 1 weights by frequency, 0 gives equal weights; in between, rows
@@ -48,41 +56,81 @@ def token_weights(
     Raises
     ------
     InputError
-        If the file is missing or not in one of the three forms, names an unknown token, or
+        If the file is missing or not in one of these forms, names an unknown token or column, or
         holds no known token at all.
     """
-    path = Path(source)
-    if not path.is_file():
-        raise InputError(f"{path} is not a file; give a text file or a JSON file of counts.")
-    unknown = None
+    if isinstance(source, str | Path) and Path(source).suffix == ".json":
+        path = _existing(source)
+        with _utf8(path):
+            counts = known = _from_json(path, tokenizer, num_embeddings)
+    else:
+        counts = _from_texts(read_texts(source, column), tokenizer, num_embeddings)
+        special = [index for index in tokenizer.all_special_ids if index < num_embeddings]
+        known = counts.clone()
+        known[special] = 0.0  # they come with every text, whatever its language
+    if not bool((known > 0).any()):
+        name = source if isinstance(source, str | Path) else "the texts"
+        raise InputError(f"{name} holds no token of the table; give text in its language.")
+    return (counts + smoothing) ** power
+
+
+def read_texts(source: str | Path | Iterable[str], column: str = "text") -> Iterator[str]:
+    """Yield the non-empty texts of a file, line by line, of a parquet column, or of an iterable.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, is no UTF-8 text, or has no such column.
+    """
+    if not isinstance(source, str | Path):
+        yield from (text for text in source if text.strip())
+        return
+    path = _existing(source)
+    if path.suffix == ".parquet":
+        yield from _column(path, column)
+        return
+    with _utf8(path), path.open(encoding="utf-8") as lines:
+        yield from (line.strip() for line in lines if line.strip())
+
+
+@contextmanager
+def _utf8(path: Path) -> Iterator[None]:
     try:
-        if path.suffix == ".json":
-            counts = _from_json(path, tokenizer, num_embeddings)
-        else:
-            counts = _from_text(path, tokenizer, num_embeddings)
-            unknown = getattr(tokenizer, "unk_token_id", None)
+        yield
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not UTF-8 text: {error.reason} at byte {error.start}."
         ) from error
-    known = counts.clone()
-    if unknown is not None and unknown < num_embeddings:
-        known[unknown] = 0.0
-    if not bool((known > 0).any()):
-        raise InputError(f"{path} holds no token of the table; give text in its language.")
-    return (counts + smoothing) ** power
 
 
-def _from_text(path: Path, tokenizer: Any, num_embeddings: int) -> Tensor:
+def _existing(source: str | Path) -> Path:
+    path = Path(source)
+    if not path.is_file():
+        raise InputError(
+            f"{path} is not a file; give a text file, a parquet file or a JSON file of counts."
+        )
+    return path
+
+
+def _column(path: Path, column: str) -> Iterator[str]:
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", "glue") from error
+    try:
+        names = parquet.read_schema(path).names
+    except ArrowInvalid as error:
+        raise InputError(f"{path} is not a readable parquet file: {error}") from error
+    if column not in names:
+        raise InputError(f"{path} has no column {column!r}; it has {', '.join(names)}.")
+    for text in parquet.read_table(path, columns=[column])[column].to_pylist():
+        if isinstance(text, str) and text.strip():
+            yield text
+
+
+def _from_texts(texts: Iterator[str], tokenizer: Any, num_embeddings: int) -> Tensor:
     counts: Counter[int] = Counter()
-    with path.open(encoding="utf-8") as lines:
-        batch: list[str] = []
-        for line in lines:
-            if line.strip():
-                batch.append(line.strip())
-            if len(batch) == _LINES_PER_BATCH:
-                counts.update(_ids(batch, tokenizer))
-                batch = []
+    while batch := list(islice(texts, _LINES_PER_BATCH)):
         counts.update(_ids(batch, tokenizer))
     result = torch.zeros(num_embeddings, dtype=torch.float64)
     for index, count in counts.items():
@@ -92,9 +140,7 @@ def _from_text(path: Path, tokenizer: Any, num_embeddings: int) -> Tensor:
 
 
 def _ids(batch: list[str], tokenizer: Any) -> list[int]:
-    if not batch:
-        return []
-    encoded = tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
+    encoded = tokenizer(batch, verbose=False)["input_ids"]
     return [index for ids in encoded for index in ids]
 
 
