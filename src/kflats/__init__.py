@@ -23,6 +23,7 @@ from kflats import _autoload
 
 if TYPE_CHECKING:
     from kflats.budget import Budget
+    from kflats.calibration import feature_moments
     from kflats.clustering import FitProgress, ProjectiveClustering
     from kflats.compress import compress_
     from kflats.config import CompressionConfig
@@ -40,9 +41,10 @@ if TYPE_CHECKING:
     from kflats.hub import push_to_hub
     from kflats.layers import FactorizedEmbedding, FactorizedLinear
     from kflats.linalg import relative_error
+    from kflats.metric import FeatureMetric
     from kflats.report import CompressionReport, TableReport
     from kflats.restore import to_dense_
-    from kflats.search import choose_n_clusters
+    from kflats.search import choose_n_clusters, choose_n_flats
     from kflats.shape import FactorShape
     from kflats.storage import load, save
     from kflats.training import set_trainable
@@ -63,6 +65,7 @@ __all__ = [
     "Factorization",
     "FactorizedEmbedding",
     "FactorizedLinear",
+    "FeatureMetric",
     "FitProgress",
     "InputError",
     "KflatsError",
@@ -71,8 +74,10 @@ __all__ = [
     "TableReport",
     "UnsupportedModelError",
     "choose_n_clusters",
+    "choose_n_flats",
     "compress_",
     "export_onnx",
+    "feature_moments",
     "load",
     "push_to_hub",
     "relative_error",
@@ -84,6 +89,7 @@ __all__ = [
 
 _HOMES = {
     "budget": ("Budget",),
+    "calibration": ("feature_moments",),
     "clustering": ("FitProgress", "ProjectiveClustering"),
     "compress": ("compress_",),
     "config": ("CompressionConfig",),
@@ -101,10 +107,11 @@ _HOMES = {
     "hub": ("push_to_hub",),
     "layers": ("FactorizedEmbedding", "FactorizedLinear"),
     "linalg": ("relative_error",),
+    "metric": ("FeatureMetric",),
     "storage": ("load", "save"),
     "report": ("CompressionReport", "TableReport"),
     "restore": ("to_dense_",),
-    "search": ("choose_n_clusters",),
+    "search": ("choose_n_clusters", "choose_n_flats"),
     "shape": ("FactorShape",),
     "training": ("set_trainable",),
     "weights": ("token_weights",),

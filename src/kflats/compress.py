@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +12,12 @@ from torch import Tensor, nn
 from kflats.clustering import FitProgress
 from kflats.config import CompressionConfig
 from kflats.errors import InputError
-from kflats.factorization import PAPER, Factorization
+from kflats.factorization import Factorization
+from kflats.fit import factorize
 from kflats.layers import FactorizedEmbedding, FactorizedLinear, FactorTable, replace_module
 from kflats.linalg import check_table, row_blocks, squared_norm
 from kflats.report import CompressionReport, TableReport
 from kflats.report.compression import tensor_bytes
-from kflats.search import choose_n_clusters
-from kflats.shape import FactorShape
 from kflats.tables import Table, check_replaceable, find_tables, scale_of, transformers_roots
 
 Progress = Callable[[FitProgress], None]
@@ -104,9 +102,7 @@ def _factor(
     try:
         check_table(weight, "the table")
         exact_ids = _exact_ids(config.exact_ids, weight)
-        factors = _factorization(
-            weight, config, len(exact_ids), _weights(config, exact_ids, weight), callback
-        )
+        factors = factorize(weight, config, exact_ids, callback)
     except InputError as error:
         raise type(error)(
             f"while compressing {table.name!r} {tuple(weight.shape)}: {error}"
@@ -114,7 +110,7 @@ def _factor(
     seconds = time.perf_counter() - started
     layers = _layers(table, factors, exact_ids)
     shape = layers[0].shape
-    method = config.method if shape.n_clusters > 1 else "svd"
+    method = config.method if shape.n_clusters > 1 or shape.echelon else "svd"
     relative_error = _layer_error(layers[0], weight)
     for layer in layers:
         layer.origin = {"method": method, "relative_error": relative_error}
@@ -132,63 +128,11 @@ def _factor(
     return layers, report
 
 
-def _factorization(
-    weight: Tensor,
-    config: CompressionConfig,
-    n_exact: int,
-    sample_weight: Tensor | None,
-    callback: Progress | None,
-) -> Factorization:
-    options: dict[str, Any] = {"device": config.device, "random_state": config.random_state}
-    options |= {"callback": callback, "sample_weight": sample_weight, "affine": config.affine}
-    options |= PAPER if config.method == "messi" else {}
-    options |= config.options
-    shape = _shape(weight, config, n_exact, options)
-    return Factorization.projective(weight, shape.n_clusters, shape.rank, **options)
-
-
-def _shape(
-    weight: Tensor, config: CompressionConfig, n_exact: int, options: dict[str, Any]
-) -> FactorShape:
-    """Return the sizes, found by trial where the number of clusters is left open."""
-    n_clusters = 1 if config.method == "svd" else config.n_clusters
-    if n_clusters is None:
-        trial_options = {**options, "n_init": 1} if config.method == "messi" else options
-        return choose_n_clusters(weight, config.budget, n_exact=n_exact, **trial_options)[0]
-    shape = config.budget.shape(
-        *weight.shape,
-        n_clusters=n_clusters,
-        affine=config.affine,
-        n_exact=n_exact,
-        dtype=weight.dtype,
-    )
-    if shape.compression <= 0:
-        raise InputError(
-            f"n_clusters={n_clusters}, rank={shape.rank} would take {shape.num_parameters} "
-            f"parameters instead of {shape.dense_parameters}; lower the rank, or give a "
-            "compression."
-        )
-    return shape
-
-
 def _exact_ids(ids: tuple[int, ...], weight: Tensor) -> Tensor:
     unique = sorted(set(ids))
     if unique and not (unique[0] >= 0 and unique[-1] < len(weight)):
         raise InputError(f"exact_ids={ids} must be between 0 and {len(weight) - 1}.")
     return torch.tensor(unique, dtype=torch.int64, device=weight.device)
-
-
-def _weights(config: CompressionConfig, exact_ids: Tensor, weight: Tensor) -> Tensor | None:
-    """Return the row weights, zero for rows that are stored exactly anyway."""
-    if config.sample_weight is None and not len(exact_ids):
-        return None
-    if config.sample_weight is None:
-        weights = torch.ones(len(weight), device=weight.device)
-    else:
-        weights = config.sample_weight.to(weight.device, copy=True)
-    if weights.shape == (len(weight),) and len(exact_ids):
-        weights[exact_ids] = 0
-    return weights
 
 
 def _layers(table: Table, factors: Factorization, exact_ids: Tensor) -> list[FactorTable]:

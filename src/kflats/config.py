@@ -10,7 +10,8 @@ from torch import Tensor
 from kflats.budget import Budget
 from kflats.errors import InputError
 
-METHODS = ("projective", "messi", "svd")
+METHODS = ("flats", "projective", "messi", "svd")
+EFFORTS = ("thorough", "fast")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,17 +28,28 @@ class CompressionConfig:
         Most bytes of the factorised table on disk.
     rank : int, optional
         Dimension of the subspaces.
-    method : {'projective', 'messi', 'svd'}, default='projective'
-        'projective' finds ``n_clusters`` subspaces from the best known start. 'messi' is the
-        paper's own procedure: ten random starts, plain alternation. 'svd' is one subspace.
+    method : {'flats', 'projective', 'messi', 'svd'}, default='flats'
+        'flats' finds affine subspaces whose dimensions are paid for by one budget, with bases in
+        echelon form: the least error known for a size. 'projective' is the paper's geometry,
+        ``n_clusters`` subspaces of one rank, from the best known start. 'messi' is the paper's own
+        procedure: ten random starts, plain alternation. 'svd' is one subspace.
     n_clusters : int, optional
         Number of subspaces; None tries several and keeps the one of least error.
-    affine : bool, default=False
-        Whether each subspace has a mean.
+    effort : {'thorough', 'fast'}, default='thorough'
+        How long 'flats' searches: up to 30, or 8, times as long as an SVD of the table.
+    affine : bool, optional
+        Whether each subspace has a mean; None means yes for 'flats' and no otherwise.
     exact_ids : tuple of int, default=()
         Rows to keep as they are, for instance the special tokens.
     sample_weight : Tensor of shape (num_embeddings,), optional
         Weights of the squared errors of the rows.
+    relative : float, optional
+        0 measures errors of rows as they are, 1 in units of the row: rows are weighted by
+        ``norm ** (-2 * relative)``, on top of ``sample_weight``. Frequent tokens often have short
+        rows. None means 1 where 'flats' have a ``sample_weight``, and 0 otherwise.
+    metric : Tensor of shape (embedding_dim, embedding_dim), optional
+        Measures errors in the directions the network uses, see
+        :func:`kflats.calibration.feature_moments`; the method must be 'flats'.
     modules : tuple of str, optional
         Names of the embeddings to compress; None means the token table.
     random_state : int, default=0
@@ -56,11 +68,14 @@ class CompressionConfig:
     compression: float | None = None
     target_bytes: int | None = None
     rank: int | None = None
-    method: str = "projective"
+    method: str = "flats"
     n_clusters: int | None = None
-    affine: bool = False
+    effort: str = "thorough"
+    affine: bool | None = None
     exact_ids: tuple[int, ...] = ()
     sample_weight: Tensor | None = None
+    relative: float | None = None
+    metric: Tensor | None = None
     modules: tuple[str, ...] | None = None
     random_state: int = 0
     device: str | None = None
@@ -70,6 +85,12 @@ class CompressionConfig:
         self.budget  # noqa: B018  checks the size
         if self.method not in METHODS:
             raise InputError(f"method={self.method!r} must be one of {METHODS}.")
+        if self.effort not in EFFORTS:
+            raise InputError(f"effort={self.effort!r} must be one of {EFFORTS}.")
+        if self.relative is not None and not 0 <= self.relative <= 1:
+            raise InputError(f"relative={self.relative} must be between 0 and 1.")
+        if self.metric is not None and self.method != "flats":
+            raise InputError(f"metric needs method='flats', got {self.method!r}.")
         if not 0 <= self.random_state < 2**32:
             raise InputError(f"random_state={self.random_state} must be between 0 and 2**32 - 1.")
         if self.n_clusters is not None and self.n_clusters < 1:
@@ -84,6 +105,18 @@ class CompressionConfig:
                 f"rank={self.rank} needs n_clusters too; with a compression or a target size the "
                 "number of clusters can be chosen automatically."
             )
+
+    @property
+    def has_means(self) -> bool:
+        """Whether the subspaces are affine."""
+        return self.method == "flats" if self.affine is None else self.affine
+
+    @property
+    def relative_power(self) -> float:
+        """How much errors count in units of their row."""
+        if self.relative is not None:
+            return self.relative
+        return 1.0 if self.method == "flats" and self.sample_weight is not None else 0.0
 
     @property
     def budget(self) -> Budget:

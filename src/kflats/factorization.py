@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from kflats.budget import Budget
 from kflats.clustering import FitProgress, ProjectiveClustering
-from kflats.linalg import by_cluster, check_table, row_blocks, working_dtype
+from kflats.clustering.projection import project
+from kflats.clustering.rows import Rows
+from kflats.linalg import by_cluster, check_table, echelon_form, row_blocks, working_dtype
+from kflats.metric import FeatureMetric
 from kflats.shape import FactorShape
 
 PAPER = {"init": "random", "n_init": 10, "assignment": "nearest", "tol": 0.0}
@@ -21,12 +25,15 @@ PAPER = {"init": "random", "n_init": 10, "assignment": "nearest", "tol": 0.0}
 class Factorization:
     """``table[i] ~ coefficients[i] @ bases[labels[i]] (+ means[labels[i]])``.
 
+    Clusters may differ in rank: coefficients and bases of the smaller ones end in zeros, which
+    are neither counted nor stored.
+
     Attributes
     ----------
-    coefficients : Tensor of shape (num_embeddings, rank)
+    coefficients : Tensor of shape (num_embeddings, max(ranks))
         ``U`` in the paper, in the dtype of the table.
-    bases : Tensor of shape (n_clusters, rank, embedding_dim)
-        ``V`` in the paper; orthonormal rows.
+    bases : Tensor of shape (n_clusters, max(ranks), embedding_dim)
+        ``V`` in the paper; orthonormal rows, or in echelon form.
     labels : Tensor of shape (num_embeddings,), int64
         Subspace of every row; all zero for an SVD.
     means : Tensor of shape (n_clusters, embedding_dim) or None
@@ -35,6 +42,11 @@ class Factorization:
         ``||A - A_hat||_F ** 2`` of the rows of each cluster, unweighted, of the stored factors.
     squared_norms : Tensor of shape (n_clusters,), float64
         ``||A||_F ** 2`` of the rows of each cluster.
+    ranks : tuple of int
+        Dimension of every cluster.
+    pivots : Tensor of shape (n_clusters, embedding_dim), bool, or None
+        Where the bases are the identity (and the means zero), in echelon form; see
+        :meth:`in_echelon_form`.
 
     Examples
     --------
@@ -54,6 +66,8 @@ class Factorization:
     means: Tensor | None
     squared_errors: Tensor
     squared_norms: Tensor
+    ranks: tuple[int, ...]
+    pivots: Tensor | None = None
 
     @classmethod
     def svd(
@@ -98,10 +112,12 @@ class Factorization:
         cls,
         table: Tensor,
         n_clusters: int,
-        rank: int,
+        rank: int | Sequence[int] | Budget,
         *,
         sample_weight: Tensor | None = None,
         random_state: int | None = 0,
+        echelon: bool = False,
+        metric: FeatureMetric | None = None,
         callback: Callable[[FitProgress], None] | None = None,
         **options: Any,
     ) -> Self:
@@ -111,12 +127,19 @@ class Factorization:
         ----------
         table : Tensor of shape (num_embeddings, embedding_dim)
             Finite values of any floating dtype.
-        n_clusters, rank : int
-            ``k`` and ``j`` in the paper.
+        n_clusters : int
+            ``k`` in the paper. With a budget, clusters that end up empty are left out.
+        rank : int, list of int or Budget
+            ``j`` in the paper: one for all, one each, or a budget for all together.
         sample_weight : Tensor of shape (num_embeddings,), optional
             Non-negative weights of the squared errors.
         random_state : int or None, default=0
             Seed.
+        echelon : bool, default=False
+            Whether to store, and to count in the budget, bases in echelon form.
+        metric : FeatureMetric, optional
+            Measures the errors that are minimised; those that are reported stay Euclidean. Bases
+            are then orthonormal in the metric, not in the plain sense.
         callback : callable, optional
             Progress, see :class:`FitProgress`.
         **options
@@ -130,39 +153,108 @@ class Factorization:
         check_table(table)
         table = table.detach()
         estimator = ProjectiveClustering(
-            n_clusters, rank=rank, random_state=random_state, callback=callback, **options
-        ).fit(table, sample_weight=sample_weight)
-        return cls.from_subspaces(table, estimator.bases_, estimator.labels_, estimator.means_)
+            n_clusters,
+            rank=rank,
+            random_state=random_state,
+            echelon=echelon,
+            callback=callback,
+            **options,
+        ).fit(table if metric is None else metric.apply(table), sample_weight=sample_weight)
+        bases, labels, means = estimator.bases_, estimator.labels_, estimator.means_
+        readers = None
+        if metric is not None:
+            readers = metric.transposed(bases)
+            bases, means = metric.undo(bases), None if means is None else metric.undo(means)
+        result = cls.from_subspaces(
+            table, bases, labels, means, ranks=estimator.ranks_, readers=readers
+        )
+        result = result._without_empty() if estimator.price_ else result
+        return result.in_echelon_form(table) if echelon else result
 
     @classmethod
     def from_subspaces(
-        cls, table: Tensor, bases: Tensor, labels: Tensor, means: Tensor | None = None
+        cls,
+        table: Tensor,
+        bases: Tensor,
+        labels: Tensor,
+        means: Tensor | None = None,
+        *,
+        ranks: Sequence[int] | None = None,
+        readers: Tensor | None = None,
     ) -> Self:
         """Project the rows of ``table`` onto given subspaces and measure the error.
 
         Everything is stored in the dtype of ``table``; the errors are those of the stored values.
+        Rows of a basis beyond its rank must be zero. ``readers`` take the place of orthonormal
+        bases in finding coefficients, ``(row - mean) @ reader.T``.
         """
         compute = working_dtype(table.dtype)
         wide_bases = bases.to(table.device, compute)
         wide_means = None if means is None else means.to(table.device, compute)
-        coefficients = table.new_empty(table.shape[0], bases.shape[1])
-        for block in row_blocks(table.shape[0], 2 * table.shape[1]):
-            rows = table[block].to(compute)
-            for cluster, members in by_cluster(labels[block], len(bases)):
-                centred = rows[members]
-                if wide_means is not None:
-                    centred = centred - wide_means[cluster]
-                coefficients[block][members] = (centred @ wide_bases[cluster].T).to(table.dtype)
+        wide_readers = wide_bases if readers is None else readers.to(wide_bases)
+        rows = Rows(table, None, compute)
         empty = torch.zeros(len(bases), dtype=torch.float64)
         result = cls(
-            coefficients,
+            project(rows, labels.to(table.device), wide_readers, wide_means).to(table.dtype),
             bases.to(table),
             labels.to(table.device),
             None if means is None else means.to(table),
             empty,
             empty,
+            tuple(ranks) if ranks is not None else (bases.shape[1],) * len(bases),
         )
         return result._measured(table)
+
+    def in_echelon_form(self, table: Tensor) -> Self:
+        """Return the same subspaces with bases that are the identity in some columns.
+
+        A subspace of dimension j needs only ``j * (d - j)`` numbers then: a row's coefficients
+        are the values it has in the pivot columns, and the mean is zero there.
+
+        Parameters
+        ----------
+        table : Tensor of shape (num_embeddings, embedding_dim)
+            What was factored, to measure the error of the values stored in its dtype.
+        """
+        compute = working_dtype(self.bases.dtype)
+        coefficients = torch.zeros_like(self.coefficients)
+        bases = torch.zeros_like(self.bases)
+        means = None if self.means is None else torch.zeros_like(self.means)
+        sizes = self.n_clusters, self.embedding_dim
+        pivots = torch.zeros(sizes, dtype=torch.bool, device=self.bases.device)
+        members = dict(by_cluster(self.labels, self.n_clusters))
+        for cluster, rank in enumerate(self.ranks):
+            old = self.bases[cluster, :rank].to(compute)
+            pivots[cluster], new = echelon_form(old)
+            mean = None if self.means is None else self.means[cluster].to(compute)
+            bases[cluster, :rank] = new.to(bases.dtype)
+            if cluster in members:
+                places = members[cluster]
+                values = self.coefficients[places, :rank].to(compute) @ old[:, pivots[cluster]]
+                if mean is not None:
+                    values += mean[pivots[cluster]]
+                coefficients[places, :rank] = values.to(coefficients.dtype)
+            if means is not None and mean is not None:
+                means[cluster] = (mean - mean[pivots[cluster]] @ new).to(means.dtype)
+                means[cluster, pivots[cluster]] = 0.0
+        made = replace(self, coefficients=coefficients, bases=bases, means=means, pivots=pivots)
+        return made._measured(table)
+
+    def _without_empty(self) -> Self:
+        """Leave out the clusters without rows."""
+        used, labels = torch.unique(self.labels, return_inverse=True)
+        kept = used.cpu()
+        ranks = tuple(self.ranks[cluster] for cluster in kept.tolist())
+        return replace(
+            self,
+            coefficients=self.coefficients[:, : max(ranks)],
+            bases=self.bases[used, : max(ranks)],
+            labels=labels,
+            means=None if self.means is None else self.means[used],
+            squared_errors=self.squared_errors[kept],
+            squared_norms=self.squared_norms[kept],
+            ranks=ranks,
+        )
 
     def _measured(self, table: Tensor) -> Self:
         errors = torch.zeros(self.n_clusters, dtype=torch.float64, device=table.device)
@@ -172,9 +264,7 @@ class Factorization:
             difference = rows - self.reconstruct(block).to(torch.float64)
             errors.index_add_(0, self.labels[block], difference.square().sum(1))
             norms.index_add_(0, self.labels[block], rows.square().sum(1))
-        return type(self)(
-            self.coefficients, self.bases, self.labels, self.means, errors.cpu(), norms.cpu()
-        )
+        return replace(self, squared_errors=errors.cpu(), squared_norms=norms.cpu())
 
     def reconstruct(self, rows: slice | None = None) -> Tensor:
         """Return the approximated table, or only the given rows of it.
@@ -213,24 +303,25 @@ class Factorization:
 
     @property
     def rank(self) -> int:
-        """Dimension ``j``."""
-        return self.bases.shape[1]
+        """Dimension ``j``, the largest where clusters differ."""
+        return max(self.ranks)
 
     @property
     def shape(self) -> FactorShape:
         """The sizes, for parameter and byte counts."""
-        return FactorShape.uniform(
-            self.num_embeddings,
-            self.embedding_dim,
-            n_clusters=self.n_clusters,
-            rank=self.rank,
-            affine=self.means is not None,
+        return FactorShape(
+            num_embeddings=self.num_embeddings,
+            embedding_dim=self.embedding_dim,
             counts=tuple(torch.bincount(self.labels, minlength=self.n_clusters).tolist()),
+            ranks=self.ranks,
+            basis_ids=tuple(range(self.n_clusters)),
+            affine=self.means is not None,
+            echelon=self.pivots is not None,
         )
 
     @property
     def num_parameters(self) -> int:
-        """``n * j + k * j * d``, plus ``k * d`` with means."""
+        """Coefficients, bases and means: ``n * j + k * j * d`` for linear clusters of one rank."""
         return self.shape.num_parameters
 
     @property

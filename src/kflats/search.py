@@ -13,10 +13,17 @@ from kflats.clustering import FitProgress, ProjectiveClustering
 from kflats.errors import BudgetError, InputError
 from kflats.shape import FactorShape
 
+EFFORTS: dict[str, dict[str, Any]] = {
+    "fast": {"max_iter": 2, "search_dtype": "auto"},
+    "thorough": {"search_dtype": "auto"},
+}
+"""What each effort means to :class:`ProjectiveClustering`."""
+
 CANDIDATES = (1, 2, 3, 5, 8, 12, 16, 24, 32, 48, 64)
 """Numbers of clusters that are tried, in this order."""
 
 _PATIENCE = 2
+_MOST_FLATS = 32
 
 
 @dataclass(frozen=True)
@@ -108,3 +115,62 @@ def choose_n_clusters(
     if best is None:
         raise BudgetError(f"{budget} cannot be met on a table of shape {tuple(table.shape)}.")
     return best.shape, trials
+
+
+def choose_n_flats(
+    table: Tensor,
+    budget: Budget | Callable[[int], Budget],
+    *,
+    effort: str = "thorough",
+    affine: bool = True,
+    sample_weight: Tensor | None = None,
+    random_state: int | None = 0,
+    **options: Any,
+) -> int:
+    """Return the number of flats, of ranks paid for by one budget, that fits a table best.
+
+    The error after a start, one choice of ranks and one more step orders the numbers of flats
+    nearly as whole fits do. Five numbers up to one flat for every ``2 * embedding_dim`` rows (and
+    up to 32) are tried; 'fast' compares one flat with half of the largest number, without the
+    step.
+
+    Parameters
+    ----------
+    table : Tensor of shape (num_embeddings, embedding_dim)
+        Finite floating values.
+    budget : Budget or callable
+        A size, counted in the dtype of the table with bases in echelon form; or what gives one
+        for a number of flats.
+    effort : {'thorough', 'fast'}
+        How many numbers to try.
+    affine, sample_weight, random_state, **options
+        See :class:`ProjectiveClustering`.
+
+    Raises
+    ------
+    BudgetError
+        If not even one flat meets the budget.
+    """
+    rows, columns = table.shape
+    most = min(_MOST_FLATS, 1 << max(0, (rows // (2 * columns)).bit_length() - 1))
+    tried = {1, most // 16, most // 4, most // 2, most} if effort == "thorough" else {1, most // 2}
+    chosen, least = 1, float("inf")
+    settings = {**options, "init": "spherical", "max_iter": 2 if effort == "thorough" else 1}
+    for n_clusters in sorted(tried - {0}):
+        try:
+            model = ProjectiveClustering(
+                n_clusters,
+                rank=budget(n_clusters) if callable(budget) else budget,
+                affine=affine,
+                echelon=True,
+                random_state=random_state,
+                **{**settings, "callback": None},
+            )
+            inertia = model.fit(table, sample_weight=sample_weight).inertia_
+        except BudgetError:
+            if n_clusters == 1:
+                raise
+            break
+        if inertia < least:
+            chosen, least = n_clusters, inertia
+    return chosen

@@ -84,11 +84,13 @@ def test_sizes_are_decimal_unless_they_say_otherwise(text: str, expected: int) -
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("--rank", 4, "--clusters", 2), (2, 4, False)),
+        (("--rank", 4, "--clusters", 2), (2, 4, True)),
+        (("--rank", 4, "--clusters", 2, "--linear"), (2, 4, False)),
+        (("--rank", 4, "--clusters", 2, "--method", "projective"), (2, 4, False)),
         (("--rank", 4, "--method", "svd"), (1, 4, False)),
         (("--rank", 3, "--clusters", 2, "--affine"), (2, 3, True)),
     ],
-    ids=["rank", "svd", "affine"],
+    ids=["rank", "linear", "projective", "svd", "affine"],
 )
 def test_options_set_the_shape(
     kflats: Cli, bert: Path, place: Path, words: tuple[object, ...], expected: tuple[int, int, bool]

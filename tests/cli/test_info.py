@@ -23,7 +23,7 @@ def test_info_tells_what_the_folder_holds(kflats: Cli, small: Path) -> None:
     (table,) = result.json["tables"]
     assert table["readers"] == ["bert.embeddings.word_embeddings", "cls.predictions.decoder"]
     assert (table["n_clusters"], table["shape"]["num_embeddings"]) == (2, 200)
-    assert (table["method"], table["dtype"]) == ("projective", "F32")
+    assert (table["method"], table["dtype"]) == ("flats", "F32")
     assert result.json["architecture"] == "BertForMaskedLM"
     assert f"{table['num_bytes']:,} bytes" in result.out
 

@@ -180,7 +180,8 @@ def tiny_keys(folder: Path) -> set[str]:
 
 def test_dense_model_can_be_compressed_again(tmp_path: Path) -> None:
     model = reloaded(compressed_gpt2(), tmp_path / "one").dequantize()
-    kflats.compress_(model, CompressionConfig(**{**SETTINGS, "n_clusters": 4}))
+    settings = {**SETTINGS, "method": "projective", "n_clusters": 4}
+    kflats.compress_(model, CompressionConfig(**settings))
     found = reloaded(model, tmp_path / "two")
     assert type(found.lm_head) is FactorizedLinear
     assert found.lm_head.shape.n_clusters == 4

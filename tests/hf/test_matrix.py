@@ -118,19 +118,25 @@ def loss(model: Any) -> Tensor:
     return model(**inputs, labels=labels).loss  # type: ignore[no-any-return]
 
 
-def factor_gradients(layer: FactorTable, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what the gradient of a dense table means for coefficients and bases."""
-    labels, bases = layer.labels, layer.bases.detach()
+def factor_gradients(layer: FactorTable, gradient: Tensor) -> dict[str, Tensor]:
+    """Return what the gradient of a dense table means for the factors, bases in echelon form."""
+    labels, pivots = layer.labels, layer.pivots
     assert labels is not None
-    to_coefficients, to_bases = [], torch.zeros_like(bases)
+    assert pivots is not None
+    found: dict[str, list[Tensor]] = {"coefficients": [], "bases": [], "means": []}
     for number, group in enumerate(layer.groups):
         part = gradient[labels == number]
         if group.directions is None:
-            to_coefficients.append(part.flatten())
+            found["coefficients"].append(part.flatten())
             continue
-        to_coefficients.append((part @ bases[group.directions].T).flatten())
-        to_bases[group.directions] += layer.group_coefficients(number).detach().T @ part
-    return torch.cat(to_coefficients), to_bases
+        basis = layer.basis(group.basis).detach()
+        bits = (pivots[group.basis, :, None] >> torch.arange(8)) & 1
+        others = part[:, bits.flatten()[: part.shape[1]] == 0]
+        inner = layer.group_coefficients(number).detach()
+        found["coefficients"].append((part @ basis.T).flatten())
+        found["bases"].append((inner.T @ others).flatten())
+        found["means"].append(others.sum(0))
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 @pytest.mark.parametrize("name", FULL)
@@ -140,10 +146,10 @@ def test_gradients_are_those_of_the_dense_table(name: str) -> None:
     loss(dense).backward()
     for table, *_ in readers_of(model):
         layer = model.get_submodule(table)
-        coefficients, bases = factor_gradients(layer, dense.get_submodule(table).weight.grad)
-        assert bases.any(1).all()
-        assert_near(layer.coefficients.grad, coefficients)
-        assert_near(layer.bases.grad, bases)
+        expected = factor_gradients(layer, dense.get_submodule(table).weight.grad)
+        for factor, gradient in expected.items():
+            assert gradient.any()
+            assert_near(getattr(layer, factor).grad, gradient)
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES.keys() - set(FULL)))
@@ -151,10 +157,10 @@ def test_backward_reaches_all_factors_in_half_precision(name: str) -> None:
     model = copy.deepcopy(compressed(name)[0])
     loss(model).backward()
     for layer in factor_layers(model).values():
-        assert layer.coefficients.grad is not None
-        assert layer.coefficients.grad.any()
-        assert layer.bases.grad is not None
-        assert layer.bases.grad.any(1).all()
+        for factor in (layer.coefficients, layer.bases, layer.means):
+            assert factor is not None
+            assert factor.grad is not None
+            assert factor.grad.any()
 
 
 @names
@@ -227,7 +233,5 @@ def test_file_holds_every_table_once(name: str, folder: Path) -> None:
     for table in report.tables:
         tensors = [f"{reader}.{leaf}" for reader in table.readers for leaf in FILE_NAMES.values()]
         present = {key for key in tensors if key in sizes}
-        assert present == {
-            f"{table.name}.{leaf}" for leaf in ("weight", "kflats_bases", "kflats_labels")
-        }
+        assert present == {f"{table.name}.{leaf}" for leaf in FILE_NAMES.values()}
         assert sum(sizes[key] for key in present) == table.bytes_after

@@ -138,6 +138,7 @@ def test_trainer_trains_the_factors_of_an_encoder(tiny: Path, tmp_path: Path) ->
     assert {key for key in after if not torch.equal(after[key], before[key])} == {
         "coefficients",
         "bases",
+        "means",
     }
     encoder.save_pretrained(str(tmp_path / "out"))
     loaded = SentenceTransformer(str(tmp_path / "out"), device="cpu")

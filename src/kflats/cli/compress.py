@@ -46,13 +46,35 @@ def compress(
     method: Annotated[
         str,
         typer.Option(
-            help="projective (best known start), messi (the paper's own procedure) or svd."
+            help="flats (best geometry for the size), projective (the paper's geometry, best "
+            "known start), messi (the paper's own procedure) or svd."
         ),
-    ] = "projective",
-    affine: Annotated[bool, typer.Option("--affine", help="Give every subspace a mean.")] = False,
+    ] = "flats",
+    effort: Annotated[
+        str, typer.Option(help="How long flats search: thorough or fast.")
+    ] = "thorough",
+    affine: Annotated[
+        bool | None,
+        typer.Option("--affine/--linear", help="Whether subspaces have means; flats do."),
+    ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option(help="Weight rows by token counts: a text file, or JSON of counts."),
+        typer.Option(
+            help="Weight rows by token counts: a text file, a parquet file or JSON of counts."
+        ),
+    ] = None,
+    column: Annotated[str, typer.Option(help="Text column of parquet files.")] = "text",
+    smoothing: Annotated[float, typer.Option(help="Added to every count.")] = 10.0,
+    power: Annotated[float, typer.Option(help="Power of the smoothed counts.")] = 0.5,
+    relative: Annotated[
+        float | None,
+        typer.Option(
+            help="1 minimises errors relative to each row, 0 absolute ones; 1 if weighted."
+        ),
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="Measure errors in the directions the model uses on this text."),
     ] = None,
     keep_special: Annotated[
         bool, typer.Option("--keep-special", help="Store the special tokens exactly.")
@@ -73,13 +95,18 @@ def compress(
     from kflats.models import open_model
     from kflats.storage.folder import check_new_folder, save
 
+    counting = None
+    if weights is not None:
+        counting = {"source": weights, "column": column, "smoothing": smoothing, "power": power}
     config = _config(
         compression=compression,
         target_bytes=None if target_size is None else parse_size(target_size),
         rank=rank,
         n_clusters=clusters,
         method=method,
+        effort=effort,
         affine=affine,
+        relative=relative,
         modules=tuple(module) if module else None,
         random_state=seed,
         device=device,
@@ -88,7 +115,8 @@ def compress(
     quiet_libraries()
     with errors.status("loading the model"):
         opened = open_model(model, base_model=base_model)
-    config = _with_tokens(config, opened, model, weights, keep_special)
+    config = _with_tokens(config, opened, model, counting, keep_special)
+    config = _with_metric(config, opened, model, calibrate, column)
     with fitting("clustering") as callback:
         report = compress_(opened, config, callback=callback)
     save(opened, out, report=report, extras=tokenizer_saver(opened, model))
@@ -115,11 +143,11 @@ def _with_tokens(
     config: CompressionConfig,
     opened: nn.Module,
     name: str,
-    weights: Path | None,
+    counting: dict[str, Any] | None,
     keep_special: bool,
 ) -> CompressionConfig:
     """Add what needs the tokenizer: row weights and the ids of special tokens."""
-    if weights is None and not keep_special:
+    if counting is None and not keep_special:
         return config
     from dataclasses import replace
 
@@ -130,8 +158,30 @@ def _with_tokens(
     tokenizer = tokenizer_of(opened, name)
     if keep_special:
         config = replace(config, exact_ids=tuple(sorted(set(tokenizer.all_special_ids))))
-    if weights is not None:
+    if counting is not None:
         rows = find_tables(opened, config.modules)[0].weight.shape[0]
+        settings = dict(counting)
+        source = settings.pop("source")
         with errors.status("counting tokens"):
-            config = replace(config, sample_weight=token_weights(weights, tokenizer, rows))
+            weights = token_weights(source, tokenizer, rows, **settings)
+        config = replace(config, sample_weight=weights)
     return config
+
+
+def _with_metric(
+    config: CompressionConfig, opened: nn.Module, name: str, calibrate: Path | None, column: str
+) -> CompressionConfig:
+    """Add the directions that the model uses on a text."""
+    if calibrate is None:
+        return config
+    from dataclasses import replace
+
+    from kflats.calibration import feature_moments
+    from kflats.models import tokenizer_of
+    from kflats.weights import read_texts
+
+    tokenizer = tokenizer_of(opened, name)
+    with errors.status("calibrating"):
+        texts = read_texts(calibrate, column)
+        metric = feature_moments(opened, tokenizer, texts, modules=config.modules)
+    return replace(config, metric=metric)

@@ -30,7 +30,7 @@ def info(folder: FolderArgument, json: JsonOption = False) -> None:
             f"{shape.num_embeddings} x {shape.embedding_dim}",
             each.method + (", affine" if shape.affine else ""),
             str(shape.n_clusters),
-            str(shape.rank),
+            shape.rank_range,
             str(shape.n_exact),
         )
     output.print(table)

@@ -80,7 +80,7 @@ def _row(table: TableInfo) -> str:
         f"{shape.num_embeddings:,} x {shape.embedding_dim:,}",
         _METHODS.get(table.method, table.method),
         f"{shape.n_clusters}{' affine' if shape.affine else ''}{kept}",
-        str(shape.rank),
+        shape.rank_range,
         f"{table.dense_bytes:,} bytes",
         f"{table.num_bytes:,} bytes ({shape.compression:.1%} fewer parameters)",
         error,

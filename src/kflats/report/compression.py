@@ -72,6 +72,7 @@ class TableReport:
             "shape": self.shape.to_dict(),
             "n_clusters": self.shape.n_clusters,
             "rank": self.shape.rank,
+            "ranks": list(self.shape.basis_ranks),
             "parameters_before": self.shape.dense_parameters,
             "parameters_after": self.shape.num_parameters,
             "compression": self.compression,
@@ -107,7 +108,7 @@ class CompressionReport:
     def __str__(self) -> str:
         lines = [
             f"{' = '.join(t.readers)}: {t.shape.num_embeddings} x {t.shape.embedding_dim}, "
-            f"{t.method}, n_clusters={t.shape.n_clusters}, rank={t.shape.rank}: "
+            f"{t.method}, n_clusters={t.shape.n_clusters}, rank={t.shape.rank_range}: "
             f"{t.bytes_before:,} -> "
             f"{t.bytes_after:,} bytes ({t.compression:.1%} of the parameters removed), "
             f"relative_error={t.relative_error:.4f}"
