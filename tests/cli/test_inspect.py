@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from kflats.analysis.steps import STEPS
 from tests.cli.conftest import TABLE, Cli, left_in
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -15,7 +16,7 @@ def test_inspect_writes_a_png_and_a_table(kflats: Cli, bert: Path, place: Path) 
     result = kflats("inspect", bert, "--clusters", "2,3", "--plot", plot)
     heading = next(line for line in result.out.splitlines() if "removed" in line)
     assert result.code == 0
-    assert heading.split() == ["removed", "SVD", "k", "=", "2", "k", "=", "3"]
+    assert heading.split() == ["removed", "SVD", "k", "=", "2", "k", "=", "3", "flats"]
     assert plot.read_bytes().startswith(PNG)
     assert left_in(plot.parent) == ["errors.png"]
 
@@ -24,9 +25,23 @@ def test_inspect_prints_the_figures_of_its_json(kflats: Cli, bert: Path, place: 
     words = ("--clusters", "2", "--compressions", "0.3,0.5", "--json")
     result = kflats("inspect", bert, "--plot", place / "a.png", *words)
     points = result.json["grid"][TABLE]
-    printed = [f"{point['relative_error']:.4f} ({point['shape']['ranks'][0]})" for point in points]
-    assert len(points) == 4
+    printed = [f"{point['relative_error']:.4f} ({min(point['shape']['ranks'])}" for point in points]
+    assert len(points) == 6
+    assert [point["method"] for point in points] == 2 * ["SVD", "k = 2", "flats"]
     assert all(cell in result.out for cell in printed)
+
+
+def test_inspect_measures_each_extension(kflats: Cli, bert: Path, place: Path) -> None:
+    words = ("--clusters", "3", "--compressions", "0.5", "--at", 0.3, "--json")
+    result = kflats("inspect", bert, "--plot", place / "a.png", *words)
+    rows = result.json["extensions"][TABLE]
+    allowed = 0.7 * 200 * 16
+    assert [row["name"] for row in rows] == ["SVD", *STEPS, "+ number of flats chosen"]
+    assert all(row["num_parameters"] <= allowed for row in rows)
+    assert rows[-2]["squared_relative_error"] < rows[0]["squared_relative_error"]
+    assert all(f"{row['squared_relative_error']:.4f}" in result.out for row in rows)
+    none = kflats("inspect", bert, "--plot", place / "a.png", *words, "--at", 0)
+    assert none.json["extensions"] == {}
 
 
 def test_inspect_lists_every_table(kflats: Cli, bert: Path, place: Path) -> None:

@@ -6,12 +6,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kflats.budget import Budget
+from kflats.config import CompressionConfig
 from kflats.errors import BudgetError
 from kflats.factorization import Factorization
+from kflats.fit import factorize
 from kflats.shape import FactorShape
+
+FLATS = "flats"
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class GridPoint:
     compression : float
         The budget: fraction of the parameters to remove.
     shape : FactorShape
-        The largest that stays within it; one cluster is SVD.
+        The largest that stays within it; one linear cluster is SVD.
     squared_relative_error : float
         ``||A - A_hat||_F ** 2 / ||A||_F ** 2``.
     """
@@ -39,7 +44,9 @@ class GridPoint:
 
     @property
     def method(self) -> str:
-        """'SVD' or 'k = ...'."""
+        """'SVD', 'k = ...' or 'flats'."""
+        if self.shape.echelon:
+            return FLATS
         return "SVD" if self.shape.n_clusters == 1 else f"k = {self.shape.n_clusters}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,6 +66,7 @@ def factorizations(
     compressions: Iterable[float],
     n_clusters: Iterable[int],
     *,
+    flats: bool = False,
     random_state: int = 0,
     on_start: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[GridPoint, Factorization]]:
@@ -72,6 +80,8 @@ def factorizations(
         Each between 0 and 1.
     n_clusters : iterable of int
         Each at least 1; 1 is SVD.
+    flats : bool, default=False
+        Whether to add the default of :func:`kflats.compress_` at every compression.
     random_state : int, default=0
         Seed.
     on_start : callable, optional
@@ -88,6 +98,15 @@ def factorizations(
                 on_start(f"{compression:.0%} smaller, {'SVD' if k == 1 else f'k = {k}'}")
             factors = Factorization.projective(table, k, shape.rank, random_state=random_state)
             yield GridPoint(compression, shape, factors.squared_relative_error), factors
+        if flats:
+            if on_start is not None:
+                on_start(f"{compression:.0%} smaller, {FLATS}")
+            config = CompressionConfig(compression=compression, random_state=random_state)
+            try:
+                factors = factorize(table, config, torch.empty(0, dtype=torch.int64))
+            except BudgetError:
+                continue
+            yield GridPoint(compression, factors.shape, factors.squared_relative_error), factors
 
 
 def curves(points: Iterable[GridPoint]) -> dict[str, tuple[list[float], list[float]]]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kflats.demo.compare import Row
 
 COMPRESSIONS = (0.2, 0.4, 0.6)
-CLUSTERS = (1, 2, 3, 5, 8)
+CLUSTERS = (1, 3, 5)
 SAVED_AT = 0.4
 
 
@@ -35,7 +35,7 @@ def demo(
     (table,) = find_tables(encoder)
     rows = _compare(encoder, table)
     _print(rows)
-    saved = _save_best(encoder, rows, out)
+    saved = _save(encoder, out)
     _draw(rows, out / "errors.png")
     _explain(saved, out)
     emit({"rows": [row.to_dict() for row in rows], "saved": saved}, json)
@@ -45,7 +45,7 @@ def _compare(encoder: Any, table: Any) -> list[Row]:
     from kflats.analysis.baselines import BASELINES
     from kflats.demo.compare import compare
 
-    total = 1 + len(BASELINES) + len(COMPRESSIONS) * len(CLUSTERS)
+    total = 1 + len(BASELINES) + len(COMPRESSIONS) * (len(CLUSTERS) + 1)
     with steps("comparing", total) as next_step:
         return list(compare(encoder, table, COMPRESSIONS, CLUSTERS, next_step))
 
@@ -94,8 +94,8 @@ def _verdict(rows: list[Row]) -> str:
     )
 
 
-def _save_best(encoder: Any, rows: list[Row], out: Path) -> dict[str, Any]:
-    """Save the factorisation at 40 % that keeps most similarity, and check what loads again."""
+def _save(encoder: Any, out: Path) -> dict[str, Any]:
+    """Save the default at 40 %, and check what loads again."""
     import torch
 
     from kflats.compress import compress_
@@ -104,10 +104,8 @@ def _save_best(encoder: Any, rows: list[Row], out: Path) -> dict[str, Any]:
     from kflats.errors import CheckpointError
     from kflats.storage.folder import load, save
 
-    best = max((r for r in rows if r.compression == SAVED_AT), key=lambda row: row.similarity)
-    with errors.status(f"saving {best.method}"):
-        config = CompressionConfig(compression=SAVED_AT, n_clusters=best.n_clusters)
-        report = compress_(encoder, config)
+    with errors.status("saving"):
+        report = compress_(encoder, CompressionConfig(compression=SAVED_AT))
         folder = save(encoder, out / "model", report=report)
         before = encoder.encode(sentences()[:8], convert_to_tensor=True)
         after = load(folder, device="cpu").encode(sentences()[:8], convert_to_tensor=True)
@@ -115,7 +113,7 @@ def _save_best(encoder: Any, rows: list[Row], out: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} gives other embeddings than the model that was saved.")
     return {
         "folder": str(folder),
-        "method": best.method,
+        "method": report.tables[0].method,
         "identical_after_reload": True,
         "weights_bytes": (folder / "model.safetensors").stat().st_size,
         **report.to_dict(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from kflats.tables import Table
 
 
+_PAPER_CLUSTERS = 5
+
+
 def inspect(
     model: ModelArgument,
     compressions: Annotated[
@@ -36,6 +41,9 @@ def inspect(
     clusters: Annotated[
         str, typer.Option(help="Numbers of subspaces to try, comma-separated.")
     ] = "2,3,5,8",
+    at: Annotated[
+        float, typer.Option(help="Size at which each extension is measured; 0 leaves that out.")
+    ] = 0.4,
     module: Annotated[
         list[str] | None,
         typer.Option(help="Embedding to look at instead of the token table; repeatable."),
@@ -50,7 +58,7 @@ def inspect(
     """Show every embedding table of MODEL, its spectrum, and the error at several sizes."""
     sizes = parse_numbers(compressions, float)
     ks = parse_numbers(clusters, int)
-    if not all(0 < size < 1 for size in sizes) or not all(k >= 1 for k in ks):
+    if not all(0 < size < 1 for size in [*sizes, at or 0.5]) or not all(k >= 1 for k in ks):
         raise typer.BadParameter(
             "compressions are between 0 and 1, numbers of clusters at least 1."
         )
@@ -72,6 +80,11 @@ def inspect(
         )
     for name, points in grids.items():
         _print_grid(name, points)
+    extensions = {}
+    if at:
+        for table in chosen:
+            with suppress(BudgetError):
+                extensions[table.name] = _extensions(table, at, ks, seed)
     _draw(grids, plot)
     output.print(f"picture: {plot}", markup=False, highlight=False, soft_wrap=True)
     emit(
@@ -79,6 +92,7 @@ def inspect(
             "model": model,
             "tables": overview,
             "grid": {name: [p.to_dict() for p in points] for name, points in grids.items()},
+            "extensions": extensions,
             "plot": str(plot),
         },
         json,
@@ -125,13 +139,32 @@ def _grid(table: Table, sizes: list[float], ks: list[int], seed: int) -> list[Gr
     from kflats.analysis.grid import factorizations
 
     clusters = [1, *(k for k in ks if k != 1)]
-    with steps(table.name, len(sizes) * len(clusters)) as next_step:
-        return [
-            point
-            for point, _ in factorizations(
-                table.weight.detach(), sizes, clusters, random_state=seed, on_start=next_step
-            )
-        ]
+    weight = table.weight.detach()
+    with steps(table.name, len(sizes) * (len(clusters) + 1)) as next_step:
+        found = factorizations(
+            weight, sizes, clusters, flats=True, random_state=seed, on_start=next_step
+        )
+        return [point for point, _ in found]
+
+
+def _extensions(table: Table, at: float, ks: list[int], seed: int) -> list[dict[str, Any]]:
+    """Measure and print what each extension of the paper's method buys."""
+    from kflats.analysis.steps import STEPS
+    from kflats.analysis.steps import steps as extension_steps
+
+    k = max((k for k in ks if k <= _PAPER_CLUSTERS), default=_PAPER_CLUSTERS)
+    weight = table.weight.detach()
+    with steps(table.name, len(STEPS) + 2) as next_step:
+        rows = list(extension_steps(weight, at, k, random_state=seed, on_start=next_step))
+    view = new_table(f"{escape(table.name)}: each extension in turn, {at:.0%} removed")
+    view.add_column("method")
+    for title in ("k", "parameters", "squared rel. error"):
+        view.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        error = f"{row.squared_relative_error:.4f}"
+        view.add_row(row.name, str(row.n_clusters), f"{row.num_parameters:,}", error)
+    output.print(view)
+    return [asdict(row) for row in rows]
 
 
 def _print_grid(name: str, points: list[GridPoint]) -> None:
@@ -145,10 +178,16 @@ def _print_grid(name: str, points: list[GridPoint]) -> None:
         cells = []
         for method in methods:
             point = row.get(method)
-            text = "" if point is None else f"{point.relative_error:.4f} ({point.shape.rank})"
+            text = "" if point is None else f"{point.relative_error:.4f} ({_rank(point)})"
             cells.append(f"[bold]{text}[/]" if point is best else text)
         view.add_row(f"{size:.0%}", *cells)
     output.print(view)
+
+
+def _rank(point: GridPoint) -> str:
+    """Return the dimensions of the subspaces, and their number where it was chosen."""
+    text = point.shape.rank_range
+    return f"{text}, k = {point.shape.n_clusters}" if point.shape.echelon else text
 
 
 def _draw(grids: dict[str, list[GridPoint]], path: Path) -> None:

@@ -27,7 +27,7 @@ class Row:
     Attributes
     ----------
     method : str
-        'dense', 'SVD', 'k = ...', or the name of a baseline.
+        'dense', 'SVD', 'k = ...', 'flats', or the name of a baseline.
     compression : float or None
         Fraction of the parameters removed; None where only bits were.
     n_clusters : int or None
@@ -107,7 +107,8 @@ def compare(
         module = nn.Embedding.from_pretrained(baseline.table, padding_idx=padding)
         error = relative_error(weight, baseline.table)
         yield Row(name, None, None, weight.numel(), baseline.num_bytes, error, similarity(module))
-    for point, factors in factorizations(weight, compressions, n_clusters, on_start=announce):
+    grid = factorizations(weight, compressions, n_clusters, flats=True, on_start=announce)
+    for point, factors in grid:
         layer = FactorizedEmbedding.from_embedding(table.embedding, factors)
         yield Row(
             point.method,
