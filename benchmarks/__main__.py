@@ -16,6 +16,8 @@ NAMES = (
     "head_speed",
     "load_memory",
     "start_quality",
+    "geometry",
+    "losses",
     "sts_quality",
     "paper_speed",
 )

@@ -18,19 +18,19 @@ from kflats.weights import token_weights
 
 ROWS: dict[str, dict[str, Any]] = {
     "SVD, 40 %": {"compression": 0.4, "method": "svd"},
-    "k = 3, 40 %": {"compression": 0.4, "n_clusters": 3},
-    "k = 5, 40 %": {"compression": 0.4, "n_clusters": 5},
-    "k chosen, 40 %": {"compression": 0.4},
     "k = 5, 40 %, the paper's procedure": {
         "compression": 0.4,
         "n_clusters": 5,
         "method": "messi",
     },
+    "k = 5, 40 %": {"compression": 0.4, "n_clusters": 5, "method": "projective"},
+    "flats, 40 %": {"compression": 0.4},
     "SVD, 60 %": {"compression": 0.6, "method": "svd"},
-    "k = 5, 60 %": {"compression": 0.6, "n_clusters": 5},
-    "k chosen, 60 %": {"compression": 0.6},
-    "k = 5, 40 %, token counts": {"compression": 0.4, "n_clusters": 5, "weights": True},
-    "k = 5, 60 %, token counts": {"compression": 0.6, "n_clusters": 5, "weights": True},
+    "k = 5, 60 %": {"compression": 0.6, "n_clusters": 5, "method": "projective"},
+    "flats, 60 %": {"compression": 0.6},
+    "flats, 60 %, token counts": {"compression": 0.6, "weights": True},
+    "flats, 80 %": {"compression": 0.8},
+    "flats, 80 %, token counts": {"compression": 0.8, "weights": True},
 }
 
 
@@ -58,7 +58,7 @@ def measure() -> dict[str, Any]:
         results[name] = {
             "spearman": round(sts_spearman(encoder, pairs), 2),
             "n_clusters": report.shape.n_clusters,
-            "rank": report.shape.rank,
+            "ranks": report.shape.rank_range,
             "relative_error": round(report.relative_error, 4),
             "bytes": report.bytes_after,
         }

@@ -165,11 +165,9 @@ class Factorization:
         if metric is not None:
             readers = metric.transposed(bases)
             bases, means = metric.undo(bases), None if means is None else metric.undo(means)
-        result = cls.from_subspaces(
-            table, bases, labels, means, ranks=estimator.ranks_, readers=readers
-        )
+        result = cls._projected(table, bases, labels, means, estimator.ranks_, readers)
         result = result._without_empty() if estimator.price_ else result
-        return result.in_echelon_form(table) if echelon else result
+        return result.in_echelon_form(table) if echelon else result._measured(table)
 
     @classmethod
     def from_subspaces(
@@ -180,13 +178,29 @@ class Factorization:
         means: Tensor | None = None,
         *,
         ranks: Sequence[int] | None = None,
-        readers: Tensor | None = None,
     ) -> Self:
         """Project the rows of ``table`` onto given subspaces and measure the error.
 
         Everything is stored in the dtype of ``table``; the errors are those of the stored values.
-        Rows of a basis beyond its rank must be zero. ``readers`` take the place of orthonormal
-        bases in finding coefficients, ``(row - mean) @ reader.T``.
+        Rows of a basis beyond its rank must be zero.
+        """
+        chosen = (bases.shape[1],) * len(bases) if ranks is None else ranks
+        return cls._projected(table, bases, labels, means, chosen, None)._measured(table)
+
+    @classmethod
+    def _projected(
+        cls,
+        table: Tensor,
+        bases: Tensor,
+        labels: Tensor,
+        means: Tensor | None,
+        ranks: Sequence[int],
+        readers: Tensor | None,
+    ) -> Self:
+        """Return factors whose errors are not measured yet.
+
+        ``readers`` take the place of orthonormal bases in finding coefficients,
+        ``(row - mean) @ reader.T``.
         """
         compute = working_dtype(table.dtype)
         wide_bases = bases.to(table.device, compute)
@@ -194,16 +208,15 @@ class Factorization:
         wide_readers = wide_bases if readers is None else readers.to(wide_bases)
         rows = Rows(table, None, compute)
         empty = torch.zeros(len(bases), dtype=torch.float64)
-        result = cls(
+        return cls(
             project(rows, labels.to(table.device), wide_readers, wide_means).to(table.dtype),
             bases.to(table),
             labels.to(table.device),
             None if means is None else means.to(table),
             empty,
             empty,
-            tuple(ranks) if ranks is not None else (bases.shape[1],) * len(bases),
+            tuple(ranks),
         )
-        return result._measured(table)
 
     def in_echelon_form(self, table: Tensor) -> Self:
         """Return the same subspaces with bases that are the identity in some columns.

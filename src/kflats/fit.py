@@ -15,7 +15,7 @@ from kflats.config import CompressionConfig
 from kflats.errors import BudgetError, InputError
 from kflats.factorization import PAPER, Factorization
 from kflats.metric import FeatureMetric
-from kflats.search import EFFORTS, choose_n_clusters, choose_n_flats
+from kflats.search import EFFORTS, best_trial, choose_n_clusters
 from kflats.shape import FactorShape
 
 Progress = Callable[[FitProgress], None]
@@ -105,7 +105,10 @@ def _flats(
     try:
         if n_clusters is None:
             measured = table if metric is None else metric.apply(table)
-            n_clusters = choose_n_flats(measured, budget, effort=config.effort, **options)
+            trial = best_trial(measured, budget, effort=config.effort, **options)
+            n_clusters = trial.n_clusters
+            if options.get("init") == "spherical":
+                options["init"] = trial.labels_  # the trial began as the fit would
         factors = Factorization.projective(
             table, n_clusters, budget(n_clusters), echelon=True, metric=metric, **options
         )

@@ -8,7 +8,9 @@ block instead of as a whole.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import scipy.linalg
 import torch
 from torch import Tensor
@@ -116,11 +118,30 @@ def eigh_ascending(moments: Tensor) -> tuple[Tensor, Tensor]:
     """
     values = torch.empty(moments.shape[:2], dtype=moments.dtype, device=moments.device)
     vectors = torch.empty_like(moments)
-    for index, moment in enumerate(moments):
-        values[index], columns = torch.linalg.eigh(moment)
+    for index, (found, columns) in enumerate(_each_eigh(moments)):
+        values[index] = found
         peaks = columns.gather(0, columns.abs().argmax(0, keepdim=True))
         vectors[index] = columns * torch.where(peaks < 0, -1.0, 1.0).to(columns.dtype)
     return values.clamp_min_(0.0), vectors
+
+
+def _each_eigh(moments: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the eigenvalues and eigenvectors of each matrix.
+
+    On a CPU each matrix is left to one thread: a decomposition of this size has so many short
+    parallel regions that several threads gain little, and wait long where cores are shared.
+    """
+    threads = torch.get_num_threads()
+    if moments.device.type != "cpu" or threads == 1 or len(moments) == 1:
+        yield from map(torch.linalg.eigh, moments)
+        return
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(min(threads, len(moments))) as pool:
+            found = list(pool.map(torch.linalg.eigh, moments))
+    finally:
+        torch.set_num_threads(threads)
+    yield from found
 
 
 def echelon_form(basis: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,13 +170,16 @@ def echelon_form(basis: Tensor) -> tuple[Tensor, Tensor]:
     ([False, True, True], [[0.0, 1.0, 0.0], [0.5, 0.0, 1.0]])
     """
     rank, d = basis.shape
-    wide = basis.detach().to("cpu", torch.float64)
-    _, order = scipy.linalg.qr(wide.numpy(), mode="r", pivoting=True)
+    wide = basis.detach().to("cpu", torch.float64).numpy()
+    triangle, order = scipy.linalg.qr(wide, mode="r", pivoting=True)
+    others = scipy.linalg.solve_triangular(triangle[:, :rank], triangle[:, rank:])
+    result = np.zeros((rank, d))
+    ascending = np.argsort(order[:rank])
+    result[:, order[rank:]] = others[ascending]
+    result[np.arange(rank), order[:rank][ascending]] = 1.0
     pivots = torch.zeros(d, dtype=torch.bool)
     pivots[torch.from_numpy(order[:rank].astype("int64"))] = True
-    result = torch.linalg.solve(wide[:, pivots], wide)
-    result[:, pivots] = torch.eye(rank, dtype=torch.float64)
-    return pivots.to(basis.device), result.to(basis)
+    return pivots.to(basis.device), torch.from_numpy(result).to(basis)
 
 
 def relative_error(table: Tensor, approximation: Tensor) -> float:

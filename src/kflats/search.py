@@ -14,8 +14,8 @@ from kflats.errors import BudgetError, InputError
 from kflats.shape import FactorShape
 
 EFFORTS: dict[str, dict[str, Any]] = {
-    "fast": {"max_iter": 2, "search_dtype": "auto"},
-    "thorough": {"search_dtype": "auto"},
+    "fast": {"max_iter": 2, "init": "spherical", "search_dtype": "auto"},
+    "thorough": {"max_iter": 6, "search_dtype": "auto"},
 }
 """What each effort means to :class:`ProjectiveClustering`."""
 
@@ -117,7 +117,12 @@ def choose_n_clusters(
     return best.shape, trials
 
 
-def choose_n_flats(
+def choose_n_flats(table: Tensor, budget: Budget | Callable[[int], Budget], **options: Any) -> int:
+    """Return the number of flats that fits a table best, see :func:`best_trial`."""
+    return int(best_trial(table, budget, **options).n_clusters)
+
+
+def best_trial(
     table: Tensor,
     budget: Budget | Callable[[int], Budget],
     *,
@@ -126,11 +131,11 @@ def choose_n_flats(
     sample_weight: Tensor | None = None,
     random_state: int | None = 0,
     **options: Any,
-) -> int:
-    """Return the number of flats, of ranks paid for by one budget, that fits a table best.
+) -> ProjectiveClustering:
+    """Return a short fit with the number of flats, of ranks paid for by one budget, that fits best.
 
     The error after a start, one choice of ranks and one more step orders the numbers of flats
-    nearly as whole fits do. Five numbers up to one flat for every ``2 * embedding_dim`` rows (and
+    nearly as whole fits do. Four numbers up to one flat for every ``2 * embedding_dim`` rows (and
     up to 32) are tried; 'fast' compares one flat with half of the largest number, without the
     step.
 
@@ -153,8 +158,8 @@ def choose_n_flats(
     """
     rows, columns = table.shape
     most = min(_MOST_FLATS, 1 << max(0, (rows // (2 * columns)).bit_length() - 1))
-    tried = {1, most // 16, most // 4, most // 2, most} if effort == "thorough" else {1, most // 2}
-    chosen, least = 1, float("inf")
+    tried = {1, most // 8, most // 2, most} if effort == "thorough" else {1, most // 2}
+    best: ProjectiveClustering | None = None
     settings = {**options, "init": "spherical", "max_iter": 2 if effort == "thorough" else 1}
     for n_clusters in sorted(tried - {0}):
         try:
@@ -166,11 +171,13 @@ def choose_n_flats(
                 random_state=random_state,
                 **{**settings, "callback": None},
             )
-            inertia = model.fit(table, sample_weight=sample_weight).inertia_
+            model.fit(table, sample_weight=sample_weight)
         except BudgetError:
             if n_clusters == 1:
                 raise
             break
-        if inertia < least:
-            chosen, least = n_clusters, inertia
-    return chosen
+        if best is None or model.inertia_ < best.inertia_:
+            best = model
+    if best is None:
+        raise BudgetError(f"no number of flats meets the budget on a table of {rows} rows.")
+    return best
