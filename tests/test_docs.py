@@ -59,12 +59,14 @@ def test_figures_of_the_readme_are_those_of_the_results() -> None:
         return json.loads(path.read_text(encoding="utf-8"))["result"]
 
     sts, lookup = result("sts_quality"), result("lookup_speed")
-    for row in ("SVD, 40 %", "k = 5, 40 %", "k chosen, 40 %", "SVD, 60 %", "k chosen, 60 %"):
+    rows = ("SVD, 40 %", "flats, 40 %", "SVD, 60 %", "flats, 60 %")
+    for row in (*rows, "flats, 60 %, token counts", "flats, 80 %, token counts"):
+        assert f"{sts[row]['bytes'] / 1e6:.1f} MB | " in README, row
         assert f"{sts[row]['spearman']:.2f}" in README, row
     assert f"| {result('fit_speed')['fit_over_svd']:.1f} |" in README
     assert f"| {result('fit_memory')['262144x640']['extra_over_table']:.2f} times" in README
     assert f"| {result('paper_speed')['paper_over_fit']:.0f} times slower" in README
-    times = [lookup[name]["zipf_forward_ms"] for name in ("nn.Embedding", "SVD", "k = 5")]
+    times = [lookup[name]["zipf_forward_ms"] for name in ("nn.Embedding", "SVD", "flats")]
     assert f"| {' / '.join(map(str, times))} ms |" in README
     head = result("head_speed")["k = 8"]["over_dense"]
     assert f"| {' / '.join(map(str, head.values()))} times |" in README

@@ -69,7 +69,7 @@ def compress(
     relative: Annotated[
         float | None,
         typer.Option(
-            help="1 minimises errors relative to each row, 0 absolute ones; 1 if weighted."
+            help="1 minimises errors relative to each row, 0 absolute ones; 1 if weighted or fast."
         ),
     ] = None,
     calibrate: Annotated[

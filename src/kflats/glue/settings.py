@@ -14,7 +14,7 @@ from kflats.errors import InputError
 from kflats.glue.names import nearest
 from kflats.glue.tasks import find_task
 
-METHODS = ("svd", "projective", "messi")
+METHODS = ("svd", "projective", "messi", "flats")
 PRECISIONS = ("no", "bf16", "fp16")
 
 

@@ -88,10 +88,8 @@ class Basis:
             if self.mean is not None:
                 rows += self.mean
             return
-        order = self._order(self.columns)
         part = inner @ self.numbers if self.mean is None else self.mean.addmm(inner, self.numbers)
-        rows.index_copy_(1, order[: len(self.numbers)], inner)
-        rows.index_copy_(1, order[len(self.numbers) :], part)
+        torch.index_select(torch.cat([inner, part], 1), 1, self.columns, out=rows)
 
     def whole(self) -> Tensor:
         """Return all columns of the basis, shape (rank, embedding_dim)."""
