@@ -156,7 +156,7 @@ def test_factors_train_inside_a_transformers_model() -> None:
     [
         ({"compression": 0.5, "n_clusters": 401}, InputError, "'0' .400, 24.*n_clusters=401"),
         ({"target_bytes": 300}, BudgetError, "while compressing '0'"),
-        ({"rank": 25, "n_clusters": 2}, InputError, "rank=25 must be between 1 and"),
+        ({"rank": 25, "n_clusters": 2}, InputError, "rank=25 must be between 0 and"),
         ({"rank": 24, "n_clusters": 2}, InputError, "would take 9600 parameters instead of 9600"),
         ({"compression": 0.5, "exact_ids": (400,)}, InputError, "exact_ids=.* between 0 and 399"),
         (
