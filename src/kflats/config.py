@@ -62,8 +62,9 @@ class CompressionConfig:
 
     Examples
     --------
-    >>> CompressionConfig(compression=0.4, n_clusters=5).budget
-    Budget(compression=0.4, num_bytes=None, rank=None)
+    >>> config = CompressionConfig(compression=0.4)
+    >>> config.method, config.has_means, str(config.budget)
+    ('flats', True, 'compression=0.4')
     """
 
     compression: float | None = None
