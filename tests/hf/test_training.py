@@ -75,7 +75,7 @@ def test_best_checkpoint_is_loaded_at_the_end(tmp_path: Path) -> None:
     compressed_gpt2().save_pretrained(tmp_path / "start")
     model = type(compressed_gpt2()).from_pretrained(tmp_path / "start")
     settings: dict[str, Any] = {"max_steps": 6, "save_steps": 2, "eval_strategy": "steps",
-                "eval_steps": 2, "learning_rate": 200.0, "load_best_model_at_end": True}  # fmt: skip
+                "eval_steps": 2, "learning_rate": 2e2, "load_best_model_at_end": True}  # fmt: skip
     running = trainer(model, tmp_path / "run", **settings)
     running.train()
     best = running.state.best_model_checkpoint
