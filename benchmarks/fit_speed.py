@@ -32,7 +32,7 @@ def measure() -> dict[str, Any]:
         for effort in ("fast", "thorough"):
             for compression in (0.2, 0.4, 0.6):
                 config = CompressionConfig(compression=compression, effort=effort)
-                run = partial(factorize, table, config, torch.empty(0, dtype=torch.int64))
+                run = partial(factorize, table, config)
                 name = f"{effort}, {compression:.0%}"
                 efforts.setdefault(name, []).append(median_seconds(run, 1) / svd[-1])
     ratios = sorted(f / s for f, s in zip(fit, svd, strict=True))

@@ -15,7 +15,7 @@ from benchmarks.common import median_seconds, minilm_table
 from benchmarks.truncation import truncated_error
 from kflats import Budget, CompressionConfig, Factorization
 from kflats.analysis.dictionary import dictionary_error
-from kflats.analysis.steps import STEPS, steps
+from kflats.analysis.steps import steps
 from kflats.evaluation.sts import load_pairs, sts_spearman
 from kflats.fit import factorize
 from kflats.models import open_sentence_model, tokenizer_of
@@ -24,7 +24,6 @@ from kflats.weights import token_weights
 
 COMPRESSIONS = (0.2, 0.4, 0.5, 0.6, 0.8)
 _SLOWEST = 0.6
-_NO_IDS = torch.empty(0, dtype=torch.int64)
 
 
 def measure() -> dict[str, Any]:
@@ -100,7 +99,7 @@ def _models(table: Tensor, thin_svd: float) -> dict[str, Any]:
                 continue
             config = CompressionConfig(compression=compression, **settings)
             begin = time.perf_counter()
-            factors = factorize(table, config, _NO_IDS)
+            factors = factorize(table, config)
             seconds = time.perf_counter() - begin
             with torch.no_grad():
                 weight.copy_(factors.reconstruct())
@@ -114,6 +113,3 @@ def _models(table: Tensor, thin_svd: float) -> dict[str, Any]:
             }
             print(name, compression, results[f"{compression:.0%}, {name}"], flush=True)
     return results
-
-
-__all__ = ["STEPS", "measure"]

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from kflats.clustering import FitProgress
 from kflats.config import CompressionConfig
 from kflats.errors import InputError
 from kflats.factorization import Factorization
-from kflats.fit import factorize
+from kflats.fit import Progress, factorize
 from kflats.layers import FactorizedEmbedding, FactorizedLinear, FactorTable, replace_module
 from kflats.linalg import check_table, row_blocks, squared_norm
 from kflats.report import CompressionReport, TableReport
 from kflats.report.compression import tensor_bytes
 from kflats.tables import Table, check_replaceable, find_tables, scale_of, transformers_roots
-
-Progress = Callable[[FitProgress], None]
 
 
 def compress_(

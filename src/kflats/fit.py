@@ -22,7 +22,10 @@ Progress = Callable[[FitProgress], None]
 
 
 def factorize(
-    weight: Tensor, config: CompressionConfig, exact_ids: Tensor, callback: Progress | None = None
+    weight: Tensor,
+    config: CompressionConfig,
+    exact_ids: Tensor | None = None,
+    callback: Progress | None = None,
 ) -> Factorization:
     """Return the factors of a table as a config wants them.
 
@@ -32,7 +35,7 @@ def factorize(
         Finite floating values.
     config : CompressionConfig
         Size and method.
-    exact_ids : Tensor of shape (m,), int64
+    exact_ids : Tensor of shape (m,), int64, optional
         Rows that will be stored as they are; they count in the size, not in the fit.
     callback : callable, optional
         Called with a :class:`FitProgress` after every refitting.
@@ -44,6 +47,8 @@ def factorize(
     BudgetError
         If no rank or number of clusters meets the size.
     """
+    if exact_ids is None:
+        exact_ids = torch.empty(0, dtype=torch.int64, device=weight.device)
     options: dict[str, Any] = {"device": config.device, "random_state": config.random_state}
     options |= {"callback": callback, "affine": config.has_means}
     if config.method == "flats":

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from kflats.budget import Budget
@@ -103,7 +102,7 @@ def factorizations(
                 on_start(f"{compression:.0%} smaller, {FLATS}")
             config = CompressionConfig(compression=compression, random_state=random_state)
             try:
-                factors = factorize(table, config, torch.empty(0, dtype=torch.int64))
+                factors = factorize(table, config)
             except BudgetError:
                 continue
             yield GridPoint(compression, factors.shape, factors.squared_relative_error), factors

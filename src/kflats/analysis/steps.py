@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from kflats.budget import Budget
+from kflats.config import CompressionConfig
 from kflats.errors import BudgetError
 from kflats.factorization import Factorization
-from kflats.search import EFFORTS, choose_n_flats
+from kflats.fit import factorize
 
 _PLAIN: dict[str, Any] = {"assignment": "nearest"}
 
@@ -107,7 +108,5 @@ def steps(
             continue
         yield made(name, factors)
     start("+ number of flats chosen")
-    options = {"random_state": random_state, "affine": True, **EFFORTS["thorough"]}
-    k = choose_n_flats(table, budget, **options)
-    factors = Factorization.projective(table, k, budget, echelon=True, **options)
-    yield made("+ number of flats chosen", factors)
+    config = CompressionConfig(compression=compression, random_state=random_state)
+    yield made("+ number of flats chosen", factorize(table, config))
