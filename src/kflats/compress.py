@@ -12,10 +12,21 @@ from kflats.config import CompressionConfig
 from kflats.errors import InputError
 from kflats.factorization import Factorization
 from kflats.fit import Progress, factorize
-from kflats.layers import FactorizedEmbedding, FactorizedLinear, FactorTable, replace_module
+from kflats.layers import (
+    FactorizedEmbedding,
+    FactorizedLinear,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    StoredTable,
+    replace_module,
+)
 from kflats.linalg import check_table, row_blocks, squared_norm
+from kflats.quantization.codes import Codes
+from kflats.quantization.search import fit_codes
+from kflats.quantization.shape import CodeShape
 from kflats.report import CompressionReport, TableReport
 from kflats.report.compression import tensor_bytes
+from kflats.shape import FactorShape
 from kflats.tables import Table, check_replaceable, find_tables, scale_of, transformers_roots
 
 
@@ -92,21 +103,23 @@ def _share(config: CompressionConfig, table: Table, tables: list[Table]) -> Comp
 
 def _factor(
     table: Table, config: CompressionConfig, callback: Progress | None
-) -> tuple[list[FactorTable], TableReport]:
+) -> tuple[list[StoredTable], TableReport]:
     weight = table.weight.detach()
     started = time.perf_counter()
     try:
         check_table(weight, "the table")
         exact_ids = _exact_ids(config.exact_ids, weight)
-        factors = factorize(weight, config, exact_ids, callback)
+        if config.method == "codes":
+            layers = _coded_layers(table, fit_codes(weight, config, exact_ids))
+        else:
+            factors = factorize(weight, config, exact_ids, callback)
+            layers = _factor_layers(table, factors, exact_ids)
     except InputError as error:
         raise type(error)(
             f"while compressing {table.name!r} {tuple(weight.shape)}: {error}"
         ) from error
     seconds = time.perf_counter() - started
-    layers = _layers(table, factors, exact_ids)
-    shape = layers[0].shape
-    method = config.method if shape.n_clusters > 1 or shape.echelon else "svd"
+    method = _found_method(config.method, layers[0].shape)
     relative_error = _layer_error(layers[0], weight)
     for layer in layers:
         layer.origin = {"method": method, "relative_error": relative_error}
@@ -114,7 +127,7 @@ def _factor(
         name=table.name,
         readers=table.all_names,
         method=method,
-        shape=shape,
+        shape=layers[0].shape,
         dtype=str(weight.dtype).removeprefix("torch."),
         bytes_before=weight.numel() * weight.element_size(),
         bytes_after=layers[0].num_bytes,
@@ -124,6 +137,12 @@ def _factor(
     return layers, report
 
 
+def _found_method(asked: str, shape: FactorShape | CodeShape) -> str:
+    if isinstance(shape, CodeShape) or shape.n_clusters > 1 or shape.echelon:
+        return asked
+    return "svd"
+
+
 def _exact_ids(ids: tuple[int, ...], weight: Tensor) -> Tensor:
     unique = sorted(set(ids))
     if unique and not (unique[0] >= 0 and unique[-1] < len(weight)):
@@ -131,9 +150,9 @@ def _exact_ids(ids: tuple[int, ...], weight: Tensor) -> Tensor:
     return torch.tensor(unique, dtype=torch.int64, device=weight.device)
 
 
-def _layers(table: Table, factors: Factorization, exact_ids: Tensor) -> list[FactorTable]:
+def _factor_layers(table: Table, factors: Factorization, exact_ids: Tensor) -> list[StoredTable]:
     """Return one layer per module of the table; all share the factors of the first."""
-    layers: list[FactorTable] = []
+    layers: list[StoredTable] = []
     for module in table.modules:
         if isinstance(module, nn.Linear):
             layers.append(FactorizedLinear.from_linear(module, factors, exact_ids=exact_ids))
@@ -146,7 +165,22 @@ def _layers(table: Table, factors: Factorization, exact_ids: Tensor) -> list[Fac
     return layers
 
 
-def _layer_error(layer: FactorTable, weight: Tensor) -> float:
+def _coded_layers(table: Table, codes: Codes) -> list[StoredTable]:
+    """Return one layer per module of the table; all share the codes of the first."""
+    layers: list[StoredTable] = []
+    for module in table.modules:
+        if isinstance(module, nn.Linear):
+            layers.append(QuantizedLinear.from_linear(module, codes))
+        else:
+            layer = QuantizedEmbedding.from_embedding(module, codes)
+            layer.scale = scale_of(module)
+            layers.append(layer)
+        if len(layers) > 1:
+            layers[-1].share_with(layers[0])
+    return layers
+
+
+def _layer_error(layer: StoredTable, weight: Tensor) -> float:
     """Return the relative error of the rows that the layer gives, before any scale."""
     error = 0.0
     with torch.no_grad():

@@ -10,7 +10,7 @@ from torch import Tensor
 from kflats.budget import Budget
 from kflats.errors import InputError
 
-METHODS = ("flats", "projective", "messi", "svd")
+METHODS = ("flats", "projective", "messi", "svd", "codes")
 EFFORTS = ("thorough", "fast")
 
 
@@ -18,7 +18,7 @@ EFFORTS = ("thorough", "fast")
 class CompressionConfig:
     """How :func:`kflats.compress_` makes a table small.
 
-    Exactly one of ``compression``, ``target_bytes`` and ``rank`` sets the size.
+    Exactly one of ``compression``, ``target_bytes``, ``bits`` and ``rank`` sets the size.
 
     Parameters
     ----------
@@ -26,13 +26,19 @@ class CompressionConfig:
         Fraction of the table's parameters to remove, between 0 and 1, both excluded.
     target_bytes : int, optional
         Most bytes of the factorised table on disk.
+    bits : float, optional
+        Most bits on disk per parameter of the dense table, everything counted; the method is
+        'codes' then.
     rank : int, optional
         Dimension of the subspaces.
-    method : {'flats', 'projective', 'messi', 'svd'}, default='flats'
+    method : {'flats', 'projective', 'messi', 'svd', 'codes'}, default='flats'
         'flats' finds affine subspaces whose dimensions are paid for by one budget, with bases in
         echelon form: the least error known for a size. 'projective' is the paper's geometry,
         ``n_clusters`` subspaces of one rank, from the best known start. 'messi' is the paper's own
-        procedure: ten random starts, plain alternation. 'svd' is one subspace.
+        procedure: ten random starts, plain alternation. 'svd' is one subspace. 'codes' stores
+        packed codes of few bits, more for rows of large ``sample_weight``; its size is
+        ``target_bytes`` or ``bits``, and its ``options`` are those of
+        :class:`kflats.quantization.fit.CodeSettings`. With ``bits`` it is the default.
     n_clusters : int, optional
         Number of subspaces; None tries several and keeps the one of least error.
     effort : {'thorough', 'fast'}, default='thorough'
@@ -46,8 +52,8 @@ class CompressionConfig:
     relative : float, optional
         0 measures errors of rows as they are, 1 in units of the row: rows are weighted by
         ``norm ** (-2 * relative)``, on top of ``sample_weight``. Frequent tokens often have short
-        rows. None means 1 where 'flats' have a ``sample_weight`` or are searched for fast, and 0
-        otherwise.
+        rows. None means 1 for 'codes', and where 'flats' have a ``sample_weight`` or are searched
+        for fast; and 0 otherwise.
     metric : Tensor of shape (embedding_dim, embedding_dim), optional
         Measures errors in the directions the network uses, see
         :func:`kflats.calibration.feature_moments`; the method must be 'flats'.
@@ -69,6 +75,7 @@ class CompressionConfig:
 
     compression: float | None = None
     target_bytes: int | None = None
+    bits: float | None = None
     rank: int | None = None
     method: str = "flats"
     n_clusters: int | None = None
@@ -84,7 +91,12 @@ class CompressionConfig:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.budget  # noqa: B018  checks the size
+        if self.bits is not None and self.method == "flats":
+            object.__setattr__(self, "method", "codes")
+        if self.bits is not None or self.method == "codes":
+            self._check_bits()
+        else:
+            self.budget  # noqa: B018  checks the size
         if self.method not in METHODS:
             raise InputError(f"method={self.method!r} must be one of {METHODS}.")
         if self.effort not in EFFORTS:
@@ -95,6 +107,9 @@ class CompressionConfig:
             raise InputError(f"metric needs method='flats', got {self.method!r}.")
         if not 0 <= self.random_state < 2**32:
             raise InputError(f"random_state={self.random_state} must be between 0 and 2**32 - 1.")
+        self._check_clusters()
+
+    def _check_clusters(self) -> None:
         if self.n_clusters is not None and self.n_clusters < 1:
             raise InputError(f"n_clusters={self.n_clusters} must be at least 1.")
         if self.method == "svd" and self.n_clusters not in (None, 1):
@@ -108,10 +123,32 @@ class CompressionConfig:
                 "number of clusters can be chosen automatically."
             )
 
+    def _check_bits(self) -> None:
+        sizes = {"compression": self.compression, "rank": self.rank}
+        given = [name for name, value in sizes.items() if value is not None]
+        if self.method != "codes" or given or (self.bits is None) == (self.target_bytes is None):
+            raise InputError(
+                f"method={self.method!r} with bits={self.bits}, target_bytes={self.target_bytes} "
+                f"and {given or 'nothing else'}: method='codes' takes bits or target_bytes, one of "
+                "them; other methods take no bits."
+            )
+        if self.bits is not None and not 0 < self.bits <= 32:
+            raise InputError(f"bits={self.bits} must be above 0 and at most 32.")
+        if self.target_bytes is not None and self.target_bytes < 1:
+            raise InputError(f"target_bytes={self.target_bytes} must be at least 1.")
+        if self.affine is not None:
+            raise InputError(f"affine={self.affine}: the bases of codes always have means.")
+
+    def code_bytes(self, num_parameters: int) -> int:
+        """Return the most bytes of a table of so many parameters, for ``method='codes'``."""
+        if self.target_bytes is not None:
+            return self.target_bytes
+        return int((self.bits or 0.0) * num_parameters / 8)
+
     @property
     def has_means(self) -> bool:
         """Whether the subspaces are affine."""
-        return self.method == "flats" if self.affine is None else self.affine
+        return self.method in ("flats", "codes") if self.affine is None else self.affine
 
     @property
     def relative_power(self) -> float:
@@ -119,7 +156,8 @@ class CompressionConfig:
         if self.relative is not None:
             return self.relative
         is_safer = self.sample_weight is not None or self.effort == "fast"
-        return 1.0 if self.method == "flats" and is_safer else 0.0
+        is_relative = self.method == "codes" or (self.method == "flats" and is_safer)
+        return 1.0 if is_relative else 0.0
 
     @property
     def budget(self) -> Budget:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 from torch import nn
 
 from kflats.errors import InputError
-from kflats.layers import FactorizedLinear, replace_module
+from kflats.layers import TableLinear, replace_module
 from kflats.storage.manifest import factor_layers
 from kflats.tables import transformers_roots
 
@@ -69,10 +69,8 @@ def _dense(layer: Any, weights: dict[int, nn.Parameter]) -> nn.Module:
     """Return the dense form; modules of one table get one weight."""
     table = weights.get(id(layer.coefficients))
     dense: nn.Linear | nn.Embedding
-    if isinstance(layer, FactorizedLinear):
-        dense = layer.to_linear(table)
-    else:
-        dense = layer.to_embedding(table)
+    is_head = isinstance(layer, TableLinear)
+    dense = layer.to_linear(table) if is_head else layer.to_embedding(table)
     if not layer.folds_scale:
         weights[id(layer.coefficients)] = cast(nn.Parameter, dense.weight)
     return dense

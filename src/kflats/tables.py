@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kflats.errors import InputError, UnsupportedModelError
-from kflats.layers import FactorTable
+from kflats.layers import StoredTable
 from kflats.layers.embedding import check_options
 
 
@@ -106,7 +106,7 @@ def find_tables(model: nn.Module, names: Iterable[str] | None = None) -> list[Ta
     if not chosen and not inputs and len(tables) == 1:
         chosen = tables
     if not chosen:
-        done = any(isinstance(module, FactorTable) for module in model.modules())
+        done = any(isinstance(module, StoredTable) for module in model.modules())
         hint = "the token table is already factorised" if done else "no token table was found"
         raise InputError(
             f"{hint} in {type(model).__name__}; embeddings that can be named with modules=[...]: "

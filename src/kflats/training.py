@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from kflats.errors import InputError
-from kflats.layers.table import FACTORS
+from kflats.layers import FactorTable
 from kflats.storage.manifest import factor_layers
 
 
@@ -44,14 +44,20 @@ def set_trainable(model: nn.Module, factors: Iterable[str]) -> nn.Module:
     >>> [name for name, each in model[0].named_parameters() if each.requires_grad]
     ['bases']
     """
+    names = FactorTable.FACTORS
     wanted = {factors} if isinstance(factors, str) else set(factors)
-    if wanted - set(FACTORS):
-        raise InputError(f"{sorted(wanted - set(FACTORS))} are no factors; allowed are {FACTORS}.")
+    if wanted - set(names):
+        raise InputError(f"{sorted(wanted - set(names))} are no factors; allowed are {names}.")
     layers = factor_layers(model)
     if not layers:
         raise InputError(f"{type(model).__name__} has no factorised layer: run compress_ first.")
+    for name, layer in layers.items():
+        if not isinstance(layer, FactorTable):
+            raise InputError(
+                f"{name!r} holds packed codes, which do not train: call kflats.unpack_ first."
+            )
     for layer in layers.values():
-        for name in FACTORS:
+        for name in names:
             parameter = getattr(layer, name)
             if parameter is not None:
                 parameter.requires_grad_(name in wanted)

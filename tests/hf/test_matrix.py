@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from kflats.layers import FactorTable
-from kflats.layers.table import FILE_NAMES
+from kflats.layers.stored import FILE_NAMES
 from kflats.storage.manifest import factor_layers
 from tests.hf import worker
 from tests.hf.architectures import (
@@ -157,6 +157,7 @@ def test_backward_reaches_all_factors_in_half_precision(name: str) -> None:
     model = copy.deepcopy(compressed(name)[0])
     loss(model).backward()
     for layer in factor_layers(model).values():
+        assert isinstance(layer, FactorTable)
         for factor in (layer.coefficients, layer.bases, layer.means):
             assert factor is not None
             assert factor.grad is not None

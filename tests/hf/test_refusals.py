@@ -100,8 +100,8 @@ def only_pickled(folder: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "newer": (
-        describe(format_version=4),
-        r"config\.json has format_version=4; this kflats reads 3",
+        describe(format_version=5),
+        r"config\.json has format_version=5; this kflats reads 4",
     ),
     "no version": (forget_version, r"config\.json.*format_version"),
     "field": (describe(colour="blue"), r"config\.json.*colour"),

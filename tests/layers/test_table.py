@@ -16,7 +16,7 @@ from kflats import (
     set_trainable,
 )
 from kflats.layers import FactorTable
-from kflats.layers.table import FILE_NAMES
+from kflats.layers.stored import FILE_NAMES
 from tests.layers.dense import FORMS, dense_table, filled, mixed_shape, pivots_of
 
 SHAPES = {

@@ -80,12 +80,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "wrong shape": (edit_tensors(cut_labels), r"word_embeddings\.kflats_labels' has shape \(7,\)"),
     "other labels": (edit_tensors(move_rows), "labels and description do not belong together"),
     "newer version": (
-        edit_config(lambda c: c.update(format_version=4)),
-        "format_version=4; this kflats reads 3",
+        edit_config(lambda c: c.update(format_version=5)),
+        "format_version=5; this kflats reads 4",
     ),
     "older version": (
-        edit_config(lambda c: c.update(format_version=2)),
-        "format_version=2; this kflats",
+        edit_config(lambda c: c.update(format_version=3)),
+        "format_version=3; this kflats",
     ),
     "no version": (
         edit_config(lambda c: c.pop("format_version")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -10,8 +10,8 @@ from transformers.core_model_loading import WeightRenaming
 
 from kflats.errors import CheckpointError, InputError
 from kflats.hf.config import METHOD, KFlatsConfig
-from kflats.layers import FactorTable
-from kflats.layers.table import FACTORS, FILE_NAMES
+from kflats.layers import StoredTable
+from kflats.layers.stored import FILE_NAMES
 from kflats.storage.manifest import FORMAT_VERSION, Manifest, factor_layers, owner_names
 
 _DENSE_TIES = "_kflats_dense_ties"
@@ -103,15 +103,15 @@ def share_tensors(model: nn.Module) -> None:
             layer.share_with(owner)
 
 
-def _ties(layers: dict[str, FactorTable]) -> dict[str, str]:
+def _ties(layers: dict[str, StoredTable]) -> dict[str, str]:
     """Return the shared tensors; the labels too where one module has several names."""
     owners = owner_names(layers)
     ties: dict[str, str] = {}
     for name, layer in layers.items():
         owner = owners[id(layer.coefficients)]
-        keys = FILE_NAMES if layers[owner] is layer else FACTORS
+        keys: Iterable[str] = FILE_NAMES if layers[owner] is layer else layer.FACTORS
         if owner != name:
-            present = [key for key in keys if getattr(layer, key) is not None]
+            present = [key for key in keys if getattr(layer, key, None) is not None]
             ties |= {f"{name}.{key}": f"{owner}.{key}" for key in present}
     return ties
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from kflats.errors import UnsupportedModelError
 from kflats.hf.describe import describe_, is_described
-from kflats.layers import FactorTable
+from kflats.layers import FactorTable, StoredTable
 from kflats.layers.resize import new_rows, resize_
 from kflats.storage.manifest import factor_layers, owner_names
 
@@ -76,7 +77,7 @@ def _get_resized_embeddings(original: Callable[..., Any]) -> Callable[..., Any]:
         pad_to_multiple_of: int | None = None,
         mean_resizing: bool = True,
     ) -> Any:
-        if not isinstance(old_embeddings, FactorTable):
+        if not isinstance(old_embeddings, StoredTable):
             return original(self, old_embeddings, new_num_tokens, pad_to_multiple_of, mean_resizing)
         size = new_num_tokens or old_embeddings.shape.num_embeddings
         if pad_to_multiple_of is not None:
@@ -95,7 +96,7 @@ def _get_resized_lm_head(original: Callable[..., Any]) -> Callable[..., Any]:
         transposed: bool = False,
         mean_resizing: bool = True,
     ) -> Any:
-        if not isinstance(old_lm_head, FactorTable):
+        if not isinstance(old_lm_head, StoredTable):
             return original(self, old_lm_head, new_num_tokens, transposed, mean_resizing)
         size = new_num_tokens or old_lm_head.shape.num_embeddings
         return _resized(self, old_lm_head, size, mean_resizing)
@@ -103,17 +104,23 @@ def _get_resized_lm_head(original: Callable[..., Any]) -> Callable[..., Any]:
     return get_resized_lm_head
 
 
-def _resized(model: Any, layer: FactorTable, size: int, mean_resizing: bool) -> FactorTable:
+def _resized(model: Any, layer: StoredTable, size: int, mean_resizing: bool) -> StoredTable:
     """Resize the table of a layer together with all modules of the model that read it."""
     added = size - layer.shape.num_embeddings
-    if added:
-        layers = factor_layers(model)
-        owner = layers[owner_names(layers)[id(layer.coefficients)]]
-        others = (each for each in layers.values() if each.coefficients is layer.coefficients)
-        readers = list(dict.fromkeys([owner, *others]))
-        init = None if mean_resizing else model._init_weights
-        resize_(readers, size, new_rows(layer, added, init) if added > 0 else None)
-        describe_(model)
+    if not added:
+        return layer
+    if not isinstance(layer, FactorTable):
+        raise UnsupportedModelError(
+            f"a table in packed codes has {layer.shape.num_embeddings} rows and cannot be resized "
+            f"to {size}: call kflats.to_dense_(model), resize, and compress again."
+        )
+    layers = factor_layers(model)
+    owner = layers[owner_names(layers)[id(layer.coefficients)]]
+    others = (each for each in layers.values() if each.coefficients is layer.coefficients)
+    readers = [e for e in dict.fromkeys([owner, *others]) if isinstance(e, FactorTable)]
+    init = None if mean_resizing else model._init_weights
+    resize_(readers, size, new_rows(layer, added, init) if added > 0 else None)
+    describe_(model)
     return layer
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from kflats.errors import CheckpointError
 from kflats.hf.describe import declare_ties
-from kflats.layers import FactorizedEmbedding, FactorTable, replace_module
+from kflats.layers import StoredTable, TableEmbedding, replace_module
 from kflats.storage.manifest import Manifest, ModuleSpec, TableSpec
 
 
@@ -83,7 +83,7 @@ def _candidates(model: Any, name: str) -> list[str]:
 
 def _resolve(model: Any, name: str, kind: str) -> str | None:
     """Return the name in this model, None if it has no such module."""
-    kinds = nn.Embedding | FactorizedEmbedding if kind == "embedding" else nn.Linear | FactorTable
+    kinds = nn.Embedding | TableEmbedding if kind == "embedding" else nn.Linear | StoredTable
     for candidate in _candidates(model, name):
         with suppress(AttributeError):
             if isinstance(model.get_submodule(candidate), kinds):

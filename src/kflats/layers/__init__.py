@@ -1,8 +1,21 @@
-"""Layers that hold factorised tables."""
+"""Layers that hold compressed tables: as factors, or as packed codes."""
 
-from kflats.layers.embedding import FactorizedEmbedding
-from kflats.layers.linear import FactorizedLinear
+from kflats.layers.coded import CodedTable, QuantizedEmbedding, QuantizedLinear
+from kflats.layers.embedding import FactorizedEmbedding, TableEmbedding
+from kflats.layers.linear import FactorizedLinear, TableLinear
 from kflats.layers.replace import replace_module
+from kflats.layers.stored import StoredTable
 from kflats.layers.table import FactorTable
 
-__all__ = ["FactorTable", "FactorizedEmbedding", "FactorizedLinear", "replace_module"]
+__all__ = [
+    "CodedTable",
+    "FactorTable",
+    "FactorizedEmbedding",
+    "FactorizedLinear",
+    "QuantizedEmbedding",
+    "QuantizedLinear",
+    "StoredTable",
+    "TableEmbedding",
+    "TableLinear",
+    "replace_module",
+]

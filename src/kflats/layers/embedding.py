@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kflats.errors import InputError
+from kflats.layers.stored import StoredTable
 from kflats.layers.table import FactorTable
-from kflats.shape import FactorShape
 
 if TYPE_CHECKING:
     from kflats.factorization import Factorization
@@ -18,7 +18,106 @@ if TYPE_CHECKING:
 _REFUSED = {"max_norm": None, "scale_grad_by_freq": False, "sparse": False}
 
 
-class FactorizedEmbedding(FactorTable):
+class TableEmbedding(StoredTable):
+    """A compressed table where an ``nn.Embedding`` stood.
+
+    Parameters
+    ----------
+    shape : FactorShape or CodeShape
+        Sizes of the table.
+    padding_idx : int, optional
+        Id whose row gives no gradient, as in :class:`torch.nn.Embedding`; may be negative.
+    scale : float, default=1.0
+        Factor on the output, for models that scale their embeddings.
+    device, dtype : optional
+        As in :class:`torch.nn.Embedding`.
+    """
+
+    # What nn.Embedding has too; check_options refuses other values.
+    max_norm: float | None = None
+    norm_type = 2.0
+    scale_grad_by_freq = False
+    sparse = False
+
+    def __init__(
+        self,
+        shape: Any,
+        *,
+        padding_idx: int | None = None,
+        scale: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(shape, device=device, dtype=dtype)  # type: ignore[call-arg]
+        self.padding_idx = _normal_padding(padding_idx, shape.num_embeddings)
+        self.scale = scale
+        self.dense_class: type[nn.Embedding] = nn.Embedding
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the table."""
+        size: int = self.shape.num_embeddings
+        return size
+
+    @property
+    def embedding_dim(self) -> int:
+        """Columns of the table."""
+        size: int = self.shape.embedding_dim
+        return size
+
+    @property
+    def embed_scale(self) -> float | None:
+        """``scale``, or None for 1, under the name that the scaled embeddings have."""
+        return None if self.scale == 1.0 else self.scale
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the rows of ``ids`` times ``scale``, shape (*ids.shape, embedding_dim).
+
+        Raises
+        ------
+        IndexError
+            If an id is negative or not below ``num_embeddings``.
+        """
+        rows = self.rows(ids, self.padding_idx)
+        return rows if self.scale == 1.0 else rows * self.scale
+
+    def take_over(self, old: Any) -> None:
+        """Keep the class of the dense embedding, for :meth:`to_embedding`."""
+        self.dense_class = dense_class_of(old)
+
+    @property
+    def folds_scale(self) -> bool:
+        """Whether the dense table must hold the scale, since its class has none."""
+        return self.scale != 1.0 and self.dense_class is nn.Embedding
+
+    def to_embedding(self, weight: nn.Parameter | None = None) -> nn.Embedding:
+        """Return the dense embedding with the same output, of the class it once replaced.
+
+        Builds the dense table, unless another module that shares it gives ``weight``.
+        """
+        like = self.like
+        if weight is None or self.folds_scale:
+            table = self.dense_rows()
+            table = table * self.scale if self.folds_scale else table
+            weight = nn.Parameter(table, requires_grad=like.requires_grad)
+        plain = self.dense_class is nn.Embedding
+        scale: dict[str, Any] = {} if plain else {"embed_scale": self.scale}
+        dense = self.dense_class(1, 1, padding_idx=None, **scale)
+        dense = dense.to(like.device, like.dtype).train(self.training)
+        dense.num_embeddings, dense.embedding_dim = weight.shape
+        dense.padding_idx = self.padding_idx
+        dense.weight = weight
+        return dense
+
+    def extra_repr(self) -> str:
+        """Describe the sizes in ``print(model)``."""
+        text = super().extra_repr()
+        if self.padding_idx is not None:
+            text += f", padding_idx={self.padding_idx}"
+        return text if self.scale == 1.0 else f"{text}, scale={self.scale:g}"
+
+
+class FactorizedEmbedding(TableEmbedding, FactorTable):
     """An embedding whose rows are coefficients times the basis of their cluster.
 
     The paper's section 3.2: ``n_clusters`` parallel layers of ``rank`` outputs and one layer that
@@ -52,26 +151,6 @@ class FactorizedEmbedding(FactorTable):
     >>> torch.allclose(layer(ids), dense(ids), atol=1e-5)
     True
     """
-
-    # What nn.Embedding has too; check_options refuses other values.
-    max_norm: float | None = None
-    norm_type = 2.0
-    scale_grad_by_freq = False
-    sparse = False
-
-    def __init__(
-        self,
-        shape: FactorShape,
-        *,
-        padding_idx: int | None = None,
-        scale: float = 1.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(shape, device=device, dtype=dtype)
-        self.padding_idx = _normal_padding(padding_idx, shape.num_embeddings)
-        self.scale = scale
-        self.dense_class: type[nn.Embedding] = nn.Embedding
 
     @classmethod
     def from_factorization(
@@ -138,67 +217,6 @@ class FactorizedEmbedding(FactorTable):
         layer.take_over(embedding)
         return layer.requires_grad_(embedding.weight.requires_grad).train(embedding.training)
 
-    @property
-    def num_embeddings(self) -> int:
-        """Rows of the table."""
-        return self.shape.num_embeddings
-
-    @property
-    def embedding_dim(self) -> int:
-        """Columns of the table."""
-        return self.shape.embedding_dim
-
-    @property
-    def embed_scale(self) -> float | None:
-        """``scale``, or None for 1, under the name that the scaled embeddings have."""
-        return None if self.scale == 1.0 else self.scale
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return the rows of ``ids`` times ``scale``, shape (*ids.shape, embedding_dim).
-
-        Raises
-        ------
-        IndexError
-            If an id is negative or not below ``num_embeddings``.
-        """
-        rows = self.rows(ids, self.padding_idx)
-        return rows if self.scale == 1.0 else rows * self.scale
-
-    def take_over(self, old: Any) -> None:
-        """Keep the class of the dense embedding, for :meth:`to_embedding`."""
-        self.dense_class = dense_class_of(old)
-
-    @property
-    def folds_scale(self) -> bool:
-        """Whether the dense table must hold the scale, since its class has none."""
-        return self.scale != 1.0 and self.dense_class is nn.Embedding
-
-    def to_embedding(self, weight: nn.Parameter | None = None) -> nn.Embedding:
-        """Return the dense embedding with the same output, of the class it once replaced.
-
-        Builds the dense table, unless another module that shares it gives ``weight``.
-        """
-        like = self.coefficients
-        if weight is None or self.folds_scale:
-            table = self.dense_rows()
-            table = table * self.scale if self.folds_scale else table
-            weight = nn.Parameter(table, requires_grad=like.requires_grad)
-        plain = self.dense_class is nn.Embedding
-        scale: dict[str, Any] = {} if plain else {"embed_scale": self.scale}
-        dense = self.dense_class(1, 1, padding_idx=None, **scale)
-        dense = dense.to(like.device, like.dtype).train(self.training)
-        dense.num_embeddings, dense.embedding_dim = weight.shape
-        dense.padding_idx = self.padding_idx
-        dense.weight = weight
-        return dense
-
-    def extra_repr(self) -> str:
-        """Describe the sizes in ``print(model)``."""
-        text = super().extra_repr()
-        if self.padding_idx is not None:
-            text += f", padding_idx={self.padding_idx}"
-        return text if self.scale == 1.0 else f"{text}, scale={self.scale:g}"
-
 
 def check_options(embedding: nn.Embedding) -> None:
     """Raise InputError if ``embedding`` uses an option that factors cannot keep."""
@@ -213,7 +231,7 @@ def check_options(embedding: nn.Embedding) -> None:
 
 def dense_class_of(embedding: nn.Module) -> type[nn.Embedding]:
     """Return the class that ``to_embedding`` makes again: the own one if it takes a scale."""
-    if isinstance(embedding, FactorizedEmbedding):
+    if isinstance(embedding, TableEmbedding):
         return embedding.dense_class
     found = cast(type[nn.Embedding], type(embedding))
     return found if "embed_scale" in inspect.signature(found).parameters else nn.Embedding

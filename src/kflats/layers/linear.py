@@ -8,14 +8,83 @@ import torch
 from torch import Tensor, nn
 
 from kflats.layers.embedding import exact_pair
+from kflats.layers.stored import StoredTable
 from kflats.layers.table import FactorTable
-from kflats.shape import FactorShape
 
 if TYPE_CHECKING:
     from kflats.factorization import Factorization
 
 
-class FactorizedLinear(FactorTable):
+class TableLinear(StoredTable):
+    """A compressed table where the weight of an output head stood.
+
+    Parameters
+    ----------
+    shape : FactorShape or CodeShape
+        ``num_embeddings`` is the number of outputs, ``embedding_dim`` that of inputs.
+    bias : bool, default=False
+        Whether there is a bias of shape (out_features,).
+    device, dtype : optional
+        As in :class:`torch.nn.Linear`.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        shape: Any,
+        *,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(shape, device=device, dtype=dtype)  # type: ignore[call-arg]
+        zeros = torch.zeros(shape.num_embeddings, device=device, dtype=dtype) if bias else None
+        self.register_parameter("bias", None if zeros is None else nn.Parameter(zeros))
+
+    @property
+    def in_features(self) -> int:
+        """Columns of the table."""
+        size: int = self.shape.embedding_dim
+        return size
+
+    @property
+    def out_features(self) -> int:
+        """Rows of the table."""
+        size: int = self.shape.num_embeddings
+        return size
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the logits, shape (*, out_features), of hidden states (*, in_features)."""
+        result = self.product(hidden)
+        return result if self.bias is None else result + self.bias.to(result.dtype)
+
+    def take_over(self, old: Any) -> None:
+        """Use the very bias of the head."""
+        self.bias = old.bias
+
+    folds_scale = False
+
+    def to_linear(self, weight: nn.Parameter | None = None) -> nn.Linear:
+        """Return the dense head with the same output.
+
+        Builds the dense table, unless another module that shares it gives ``weight``.
+        """
+        like = self.like
+        if weight is None:
+            weight = nn.Parameter(self.dense_rows(), requires_grad=like.requires_grad)
+        head = nn.Linear(1, 1, bias=False, device=like.device, dtype=like.dtype)
+        head.out_features, head.in_features = weight.shape
+        head.weight = weight
+        head.bias = self.bias  # type: ignore[assignment]  # None is allowed
+        return head.train(self.training)
+
+    def extra_repr(self) -> str:
+        """Describe the sizes in ``print(model)``."""
+        return f"{super().extra_repr()}, bias={self.bias is not None}"
+
+
+class FactorizedLinear(TableLinear, FactorTable):
     """``hidden @ table.T + bias`` computed in factor space.
 
     The hidden state is projected on every basis, then multiplied by each row's coefficients:
@@ -51,20 +120,6 @@ class FactorizedLinear(FactorTable):
     True
     """
 
-    bias: nn.Parameter | None
-
-    def __init__(
-        self,
-        shape: FactorShape,
-        *,
-        bias: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(shape, device=device, dtype=dtype)
-        zeros = torch.zeros(shape.num_embeddings, device=device, dtype=dtype) if bias else None
-        self.register_parameter("bias", None if zeros is None else nn.Parameter(zeros))
-
     @classmethod
     def from_linear(
         cls,
@@ -97,42 +152,3 @@ class FactorizedLinear(FactorTable):
         layer.requires_grad_(linear.weight.requires_grad).train(linear.training)
         layer.take_over(linear)
         return layer
-
-    @property
-    def in_features(self) -> int:
-        """Columns of the table."""
-        return self.shape.embedding_dim
-
-    @property
-    def out_features(self) -> int:
-        """Rows of the table."""
-        return self.shape.num_embeddings
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return the logits, shape (*, out_features), of hidden states (*, in_features)."""
-        result = self.product(hidden)
-        return result if self.bias is None else result + self.bias.to(result.dtype)
-
-    def take_over(self, old: Any) -> None:
-        """Use the very bias of the head."""
-        self.bias = old.bias
-
-    folds_scale = False
-
-    def to_linear(self, weight: nn.Parameter | None = None) -> nn.Linear:
-        """Return the dense head with the same output.
-
-        Builds the dense table, unless another module that shares it gives ``weight``.
-        """
-        like = self.coefficients
-        if weight is None:
-            weight = nn.Parameter(self.dense_rows(), requires_grad=like.requires_grad)
-        head = nn.Linear(1, 1, bias=False, device=like.device, dtype=like.dtype)
-        head.out_features, head.in_features = weight.shape
-        head.weight = weight
-        head.bias = self.bias  # type: ignore[assignment]  # None is allowed
-        return head.train(self.training)
-
-    def extra_repr(self) -> str:
-        """Describe the sizes in ``print(model)``."""
-        return f"{super().extra_repr()}, bias={self.bias is not None}"

@@ -8,39 +8,19 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from kflats.errors import InputError
 from kflats.layers.basis import Basis, stored_sizes
 from kflats.layers.groups import Group, layout, longest
 from kflats.layers.logits import logits, logits_exported
 from kflats.layers.lookup import lookup, lookup_exported
 from kflats.layers.places import columns_of, first_columns, pack_pivots, places_of
-from kflats.layers.weight import TableView
-from kflats.linalg import row_blocks
+from kflats.layers.stored import StoredTable
 from kflats.shape import STORED, FactorShape, label_dtype
 
 if TYPE_CHECKING:
     from kflats.factorization import Factorization
 
-FILE_NAMES = {
-    "coefficients": "weight",
-    "bases": "kflats_bases",
-    "means": "kflats_means",
-    "labels": "kflats_labels",
-    "pivots": "kflats_pivots",
-}
-"""Names of the tensors in files.
 
-The coefficients have the name of the table they replace: a program without kflats then meets a
-tensor of a wrong shape and stops, instead of going on with a random table. The others say in its
-list of unknown tensors what is missing.
-"""
-FACTORS = ("coefficients", "bases", "means")
-"""Names of the parameters that modules with one table share."""
-_SAVED_BUFFERS = ("labels", "pivots")
-_BUFFERS = ("labels", "places", "pivots", "columns")
-
-
-class FactorTable(nn.Module):
+class FactorTable(StoredTable):
     """What :class:`FactorizedEmbedding` and :class:`FactorizedLinear` store.
 
     Row ``i`` of the table is ``coefficients of i @ basis of its group (+ mean)``, or stored as it
@@ -81,6 +61,11 @@ class FactorTable(nn.Module):
         How the factors were found, for reports and model cards; empty if unknown.
     """
 
+    FACTORS = ("coefficients", "bases", "means")
+    SAVED_BUFFERS = ("labels", "pivots")
+    DERIVED_BUFFERS = ("places", "columns")
+
+    shape: FactorShape
     labels: Tensor | None
     places: Tensor | None
     pivots: Tensor | None
@@ -93,13 +78,7 @@ class FactorTable(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.shape = shape
-        self.origin: dict[str, Any] = {}
-        self.is_shared = False
-        # In lists, so that they are no sub-modules.
-        self._owner: list[FactorTable] = []
-        self._readers: list[FactorTable] = []
+        super().__init__(shape)
 
         def parameter(*sizes: int) -> nn.Parameter:
             return nn.Parameter(torch.zeros(*sizes, device=device, dtype=dtype))
@@ -109,7 +88,8 @@ class FactorTable(nn.Module):
         of_bases, of_means = stored_sizes(shape)
         self.bases = parameter(*of_bases)
         self.means = parameter(*of_means) if shape.affine else None
-        buffers: dict[str, Tensor | None] = dict.fromkeys(_BUFFERS)
+        names = (*self.SAVED_BUFFERS, *self.DERIVED_BUFFERS)
+        buffers: dict[str, Tensor | None] = dict.fromkeys(names)
         kind = label_dtype(len(shape.counts))
         if kind is not None:
             counts = torch.tensor(shape.counts, device=device)
@@ -123,8 +103,7 @@ class FactorTable(nn.Module):
             buffers["columns"] = columns.repeat(shape.n_clusters, 1)
         # torch.export counts the buffers that are None too: they must come last.
         for name in sorted(buffers, key=lambda name: buffers[name] is None):
-            self.register_buffer(name, buffers[name], persistent=name in _SAVED_BUFFERS)
-        self.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
+            self.register_buffer(name, buffers[name], persistent=name in self.SAVED_BUFFERS)
 
     def fill(self, factorization: Factorization, exact: tuple[Tensor, Tensor] | None) -> None:
         """Copy the factors, and the rows stored as they are, into the layer.
@@ -188,14 +167,6 @@ class FactorTable(nn.Module):
             self._derive("columns", columns)
         return self
 
-    def _derive(self, name: str, values: Tensor) -> None:
-        # In place where it can be: modules that share the table see it too.
-        old = getattr(self, name)
-        if old is not None and old.shape == values.shape and old.device == values.device:
-            old.copy_(values)
-        else:
-            self.register_buffer(name, values, persistent=False)
-
     @property
     def groups(self) -> tuple[Group, ...]:
         """The groups of rows, see :mod:`kflats.layers.groups`."""
@@ -237,14 +208,9 @@ class FactorTable(nn.Module):
         return self.coefficients, self.bases, self.places, self.means, self.columns
 
     @property
-    def weight(self) -> TableView:
-        """Stands for the dense table in code that asks for it, see :class:`TableView`."""
-        return TableView(self)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the factors and labels, as they lie on disk."""
-        return self.shape.num_bytes(self.coefficients.dtype)
+    def like(self) -> Tensor:
+        """The coefficients."""
+        return self.coefficients
 
     def rows(self, ids: Tensor, padding_idx: int | None = None) -> Tensor:
         """Return rows of the table, shape (*ids.shape, embedding_dim)."""
@@ -274,57 +240,6 @@ class FactorTable(nn.Module):
         result: Tensor = logits(hidden, *factors, *self.sizes)
         return result
 
-    def dense_rows(self) -> Tensor:
-        """Return the whole dense table, detached, built block by block."""
-        n, d = self.shape.num_embeddings, self.shape.embedding_dim
-        table = self.coefficients.new_empty(n, d)
-        with torch.no_grad():
-            for block in row_blocks(n, d):
-                ids = torch.arange(block.start, block.stop, device=table.device)
-                table[block] = self.rows(ids)
-        return table.detach()
-
-    def take_over(self, old: Any) -> None:
-        """Keep what is not in the factors of the module whose place this one takes."""
-        raise NotImplementedError
-
-    def share_with(self, other: FactorTable) -> None:
-        """Use the factors of ``other`` from now on, as tied modules do.
-
-        Raises
-        ------
-        InputError
-            If the shapes differ.
-        """
-        if self.shape != other.shape:
-            raise InputError(f"{self.shape} cannot share the factors of {other.shape}.")
-        for name in FACTORS:
-            setattr(self, name, getattr(other, name))
-        for name in _BUFFERS:
-            self.register_buffer(name, getattr(other, name), persistent=False)
-        self.origin = other.origin
-        self.is_shared = True
-        self._owner = [other]
-        if not any(reader is self for reader in other._readers):
-            other._readers.append(self)
-
-    def own_(self) -> None:
-        """Save the tensors of the table with this module from now on."""
-        if self.is_shared:
-            for name in _SAVED_BUFFERS:
-                self.register_buffer(name, getattr(self, name))
-            self.is_shared = False
-            self._owner = []
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        # Trainer and others read the file of a checkpoint straight into load_state_dict.
-        for name, file_name in FILE_NAMES.items():
-            if prefix + file_name in state_dict and prefix + name not in state_dict:
-                state_dict[prefix + name] = state_dict.pop(prefix + file_name)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
     def extra_repr(self) -> str:
         """Describe the sizes in ``print(model)``."""
         s = self.shape
@@ -333,15 +248,3 @@ class FactorTable(nn.Module):
         text += ", affine" if s.affine else ""
         text += ", echelon" if s.echelon else ""
         return f"{text}, n_exact={s.n_exact}" if s.n_exact else text
-
-
-def _after_load(module: Any, _: Any) -> None:
-    """Find the places again, and tie again what loading with ``assign`` has untied."""
-    if module.is_shared:
-        for owner in module._owner:
-            module.share_with(owner)
-        return
-    module.index_()
-    for reader in module._readers:
-        if reader.is_shared and reader._owner and reader._owner[0] is module:
-            reader.share_with(module)

@@ -11,7 +11,7 @@ from torch import Tensor
 from kflats.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from kflats.layers.table import FactorTable
+    from kflats.layers.stored import StoredTable
 
 
 class TableView:
@@ -25,7 +25,7 @@ class TableView:
 
     Parameters
     ----------
-    table : FactorTable
+    table : StoredTable
         The layer.
     transposed : bool, default=False
         Whether it stands for the transposed table.
@@ -35,13 +35,13 @@ class TableView:
     is_leaf = True
     ndim = 2
 
-    def __init__(self, table: FactorTable, transposed: bool = False) -> None:
+    def __init__(self, table: StoredTable, transposed: bool = False) -> None:
         self._table = table
         self._transposed = transposed
         n, d = table.shape.num_embeddings, table.shape.embedding_dim
-        self.dtype = table.coefficients.dtype
-        self.device = table.coefficients.device
-        self.requires_grad = table.coefficients.requires_grad
+        self.dtype = table.like.dtype
+        self.device = table.like.device
+        self.requires_grad = table.like.requires_grad
         self.shape = torch.Size((d, n) if transposed else (n, d))
 
     def size(self, dim: int | None = None) -> torch.Size | int:

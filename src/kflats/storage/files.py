@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from kflats.errors import CheckpointError
-from kflats.layers.table import FILE_NAMES
+from kflats.layers.stored import FILE_NAMES
 from kflats.storage.manifest import Manifest
 
 _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".joblib", ".dill")
@@ -84,27 +85,30 @@ def check_tensors(
     CheckpointError
         Naming the folder and the tensor, if one is missing or has a wrong shape.
     """
-    for name, shape in manifest.tensor_shapes().items():
-        header = find_header(name, found)
+    for name, tensor in manifest.tensors().items():
+        header, shape = find_header(name, found), tuple(tensor.shape)
         if header is None:
             raise CheckpointError(f"{folder} has no tensor {name!r}, which {where} announces.")
         if header.shape != shape:
             raise CheckpointError(
                 f"{folder}: tensor {name!r} has shape {header.shape}, {where} announces {shape}."
             )
-        kind, fits = _needed(name.rpartition(".")[2])
+        kind, fits = _needed(name.rpartition(".")[2], tensor.dtype)
         if not header.dtype.startswith(fits):
             raise CheckpointError(
                 f"{folder}: tensor {name!r} has dtype {header.dtype}; {kind} is needed."
             )
 
 
-def _needed(leaf: str) -> tuple[str, tuple[str, ...]]:
+def _needed(leaf: str, dtype: torch.dtype) -> tuple[str, tuple[str, ...]]:
     """Return the kind of numbers that a tensor holds, and how the names of its dtypes begin."""
     if leaf == FILE_NAMES["labels"]:
         return "whole numbers", ("U", "I")
-    if leaf == FILE_NAMES["pivots"]:
+    if dtype == torch.uint8:
         return "U8 (bytes)", ("U8",)
+    if not dtype.is_floating_point:
+        name = f"I{8 * dtype.itemsize}"
+        return name, (name,)
     return "floating point", ("F", "BF")
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kflats.errors import CheckpointError
-from kflats.layers.table import FILE_NAMES
+from kflats.layers.stored import FILE_NAMES
+from kflats.quantization.shape import CodeShape
 from kflats.shape import FactorShape
 from kflats.storage.check import check_folder, read_json
 from kflats.storage.files import find_header
@@ -25,10 +26,10 @@ class TableInfo:
         Module name.
     readers : tuple of str
         All modules that read it.
-    shape : FactorShape
+    shape : FactorShape or CodeShape
         Sizes.
     dtype : str
-        Storage type of the factors, as safetensors writes it.
+        Type of the rows that come out, as safetensors writes it.
     num_bytes, dense_bytes : int
         Bytes of its tensors in the files, and of the table in that type.
     method : str
@@ -39,7 +40,7 @@ class TableInfo:
 
     name: str
     readers: tuple[str, ...]
-    shape: FactorShape
+    shape: FactorShape | CodeShape
     dtype: str
     num_bytes: int
     dense_bytes: int
@@ -105,20 +106,21 @@ def folder_info(folder: str | os.PathLike[str]) -> FolderInfo:
     if not source.is_dir():
         raise CheckpointError(f"{source} is not a folder; give one that kflats.save wrote.")
     manifest, found = check_folder(source)
-    announced = manifest.tensor_shapes()
+    announced = manifest.tensors()
     tables = []
     for name, spec in manifest.tables.items():
         names = [f"{name}.{file_name}" for file_name in FILE_NAMES.values()]
         names = [each for each in names if each in announced]
         headers = [header for each in names if (header := find_header(each, found)) is not None]
-        coefficients = headers[0]
-        dense = coefficients._replace(shape=(spec.shape.dense_parameters,))
+        like = "scales" if isinstance(spec.shape, CodeShape) else "coefficients"
+        rows = find_header(f"{name}.{FILE_NAMES[like]}", found) or headers[0]
+        dense = rows._replace(shape=(spec.shape.dense_parameters,))
         tables.append(
             TableInfo(
                 name=name,
                 readers=tuple(n for n, each in manifest.modules.items() if each.table == name),
                 shape=spec.shape,
-                dtype=coefficients.dtype,
+                dtype=rows.dtype,
                 num_bytes=sum(header.num_bytes for header in headers),
                 dense_bytes=dense.num_bytes,
                 method=str(spec.origin.get("method", "unknown")),

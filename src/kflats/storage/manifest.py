@@ -6,14 +6,23 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from kflats.errors import CheckpointError, InputError
-from kflats.layers import FactorizedEmbedding, FactorizedLinear, FactorTable
-from kflats.layers.table import FILE_NAMES
+from kflats.layers import (
+    FactorizedEmbedding,
+    FactorizedLinear,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    StoredTable,
+    TableEmbedding,
+    TableLinear,
+)
+from kflats.layers.stored import FILE_NAMES
+from kflats.quantization.shape import CodeShape
 from kflats.shape import FactorShape, check_fields
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,16 +31,16 @@ class TableSpec:
 
     Attributes
     ----------
-    shape : FactorShape
-        Rows, columns, and the groups of rows with their ranks and bases.
+    shape : FactorShape or CodeShape
+        Rows, columns, and the groups of rows with their bases and their ranks or bits.
     storage : dict
-        How each tensor is stored: the factors as 'float', and the pivots of an echelon form as
-        'bits', one per column.
+        How each tensor is stored: factors as 'float', the pivots of an echelon form as 'bits', one
+        per column; packed coefficients as 'codes' and their bases as 'int8' or 'int16'.
     origin : dict
         How the factors were found (method, relative error); empty if unknown.
     """
 
-    shape: FactorShape
+    shape: FactorShape | CodeShape
     storage: dict[str, str]
     origin: dict[str, Any] = field(default_factory=dict)
 
@@ -39,7 +48,9 @@ class TableSpec:
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Return the spec a JSON object describes; what is unknown or missing is refused."""
         check_fields(data, ["shape", "storage", "origin"], "a factorised table")
-        shape = FactorShape.from_dict(data["shape"])
+        storage = data["storage"]
+        coded = isinstance(storage, dict) and storage.get("coefficients") == "codes"
+        shape = (CodeShape if coded else FactorShape).from_dict(data["shape"])
         expected = _storage(shape)
         if data["storage"] != expected:
             raise InputError(
@@ -57,7 +68,7 @@ class ModuleSpec:
     Attributes
     ----------
     kind : {'embedding', 'linear'}
-        A :class:`FactorizedEmbedding` or an output head, :class:`FactorizedLinear`.
+        An embedding or an output head; the table says whether of factors or of codes.
     table : str
         Name of the table.
     padding_idx : int or None
@@ -86,13 +97,13 @@ class ModuleSpec:
             raise InputError(f"padding_idx={spec.padding_idx!r} must be a whole number or null.")
         return spec
 
-    def empty_layer(self, shape: FactorShape) -> FactorTable:
+    def empty_layer(self, shape: FactorShape | CodeShape) -> StoredTable:
         """Return a layer of these sizes without storage."""
+        coded = isinstance(shape, CodeShape)
         if self.kind == "linear":
-            return FactorizedLinear(shape, device="meta")
-        return FactorizedEmbedding(
-            shape, padding_idx=self.padding_idx, scale=self.scale, device="meta"
-        )
+            return (QuantizedLinear if coded else FactorizedLinear)(shape, device="meta")
+        kind: type[TableEmbedding] = QuantizedEmbedding if coded else FactorizedEmbedding
+        return kind(shape, padding_idx=self.padding_idx, scale=self.scale, device="meta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +127,7 @@ class Manifest:
                 tables[name] = TableSpec(
                     shape=module.shape, storage=storage, origin=dict(module.origin)
                 )
-            if isinstance(module, FactorizedEmbedding):
+            if isinstance(module, TableEmbedding):
                 modules[name] = ModuleSpec(
                     kind="embedding",
                     table=table,
@@ -168,17 +179,17 @@ class Manifest:
                 raise InputError(f"the table {name!r} is not read by the module of its name.")
         return cls(tables=tables, modules=modules)
 
-    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return name and shape of every tensor that the tables have in a file."""
-        shapes = {}
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor that the tables have in a file by name, without storage."""
+        tensors = {}
         for name, spec in self.tables.items():
             for key, tensor in self.modules[name].empty_layer(spec.shape).state_dict().items():
-                shapes[f"{name}.{FILE_NAMES[key]}"] = tuple(tensor.shape)
-        return shapes
+                tensors[f"{name}.{FILE_NAMES[key]}"] = tensor
+        return tensors
 
     def build(
-        self, fill: Callable[[str, FactorTable], None] | None = None
-    ) -> dict[str, FactorTable]:
+        self, fill: Callable[[str, StoredTable], None] | None = None
+    ) -> dict[str, StoredTable]:
         """Return a layer for every module; those with one table share its tensors.
 
         ``fill`` is called with name and layer of every table before its tensors are shared.
@@ -196,7 +207,10 @@ class Manifest:
         return layers
 
 
-def _storage(shape: FactorShape) -> dict[str, str]:
+def _storage(shape: FactorShape | CodeShape) -> dict[str, str]:
+    if isinstance(shape, CodeShape):
+        kinds = {"coefficients": "codes", "bases": f"int{shape.basis_bits}"}
+        return kinds | dict.fromkeys(["scales", "books", "exact"], "float")
     storage = {"coefficients": "float", "bases": "float"}
     if shape.affine:
         storage["means"] = "float"
@@ -205,16 +219,16 @@ def _storage(shape: FactorShape) -> dict[str, str]:
     return storage
 
 
-def factor_layers(model: nn.Module) -> dict[str, FactorTable]:
+def factor_layers(model: nn.Module) -> dict[str, StoredTable]:
     """Return every factorised layer of a model under each of its names."""
     return {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, FactorTable)
+        if isinstance(module, StoredTable)
     }
 
 
-def owner_names(layers: dict[str, FactorTable]) -> dict[int, str]:
+def owner_names(layers: dict[str, StoredTable]) -> dict[int, str]:
     """Return the name of the module that owns each table, by the id of its coefficients.
 
     The owner is the one that shares from no other; of several, an embedding before a head.
@@ -226,8 +240,8 @@ def owner_names(layers: dict[str, FactorTable]) -> dict[int, str]:
     return owners
 
 
-def _seniority(layer: FactorTable) -> tuple[bool, bool]:
-    return layer.is_shared, isinstance(layer, FactorizedLinear)
+def _seniority(layer: StoredTable) -> tuple[bool, bool]:
+    return layer.is_shared, isinstance(layer, TableLinear)
 
 
 def manifest_of_block(block: dict[str, Any], where: str) -> Manifest:

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kflats.errors import CheckpointError, InputError
-from kflats.layers import FactorizedLinear, FactorTable, replace_module
-from kflats.layers.table import FILE_NAMES
+from kflats.layers import StoredTable, TableLinear, replace_module
+from kflats.layers.stored import FILE_NAMES
 from kflats.storage.manifest import FORMAT_VERSION, Manifest, factor_layers
 
 MANIFEST = "kflats.json"
@@ -49,7 +49,7 @@ def read_plain(folder: Path, manifest: Manifest, model: nn.Module) -> nn.Module:
             f"{folder / MANIFEST}: aliases names no tensor of {WEIGHTS}: {error}"
         ) from error
 
-    def fill(name: str, layer: FactorTable) -> None:
+    def fill(name: str, layer: StoredTable) -> None:
         names = {key: f"{name}.{FILE_NAMES.get(key, key)}" for key in layer.state_dict()}
         try:
             layer.load_state_dict({key: tensors[file] for key, file in names.items()}, assign=True)
@@ -68,7 +68,7 @@ def read_plain(folder: Path, manifest: Manifest, model: nn.Module) -> nn.Module:
 
 
 def _distinct(
-    state: dict[str, Any], layers: dict[str, FactorTable]
+    state: dict[str, Any], layers: dict[str, StoredTable]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors by file name, and for every repeated one the name that is kept."""
     tensors: dict[str, Tensor] = {}
@@ -92,7 +92,7 @@ def _distinct(
     return tensors, aliases
 
 
-def _is_factor(key: str, layers: dict[str, FactorTable]) -> bool:
+def _is_factor(key: str, layers: dict[str, StoredTable]) -> bool:
     """Return whether a tensor belongs to a factorised table; biases of heads do not."""
     name, _, leaf = key.rpartition(".")
     return name in layers and leaf != "bias"
@@ -101,7 +101,7 @@ def _is_factor(key: str, layers: dict[str, FactorTable]) -> bool:
 def _check_same(
     folder: Path,
     model: nn.Module,
-    layers: dict[str, FactorTable],
+    layers: dict[str, StoredTable],
     rest: dict[str, Tensor],
 ) -> None:
     for name, layer in layers.items():
@@ -109,7 +109,7 @@ def _check_same(
             module = model.get_submodule(name)
         except AttributeError:
             module = nn.Identity()
-        kind = nn.Linear if isinstance(layer, FactorizedLinear) else nn.Embedding
+        kind = nn.Linear if isinstance(layer, TableLinear) else nn.Embedding
         shape = tuple(module.weight.shape) if isinstance(module, kind) else None
         if shape != tuple(layer.weight.shape):
             raise CheckpointError(

@@ -1,0 +1,304 @@
+"""Layers over a table in packed codes: rows are unpacked when they are asked for, and only they."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from kflats.errors import InputError
+from kflats.layers.embedding import TableEmbedding, check_options
+from kflats.layers.linear import TableLinear
+from kflats.layers.places import places_of
+from kflats.layers.stored import StoredTable
+from kflats.linalg import row_blocks
+from kflats.quantization.codes import Codes, rows_at
+from kflats.quantization.shape import BASIS_DTYPES, CodeShape
+from kflats.shape import label_dtype
+
+
+class CodedTable(StoredTable):
+    """What :class:`QuantizedEmbedding` and :class:`QuantizedLinear` store.
+
+    The tensors are those of :class:`kflats.quantization.codes.Codes`. They do not train; see
+    :func:`kflats.quantization.training.unpack_` for that.
+
+    Parameters
+    ----------
+    shape : CodeShape
+        Sizes.
+    device : optional
+        As in :class:`torch.nn.Embedding`.
+    dtype : torch.dtype, optional
+        Of the rows that come out, of scales, code books and exact rows.
+
+    Attributes
+    ----------
+    coefficients, bases, scales, books, exact
+        See :class:`kflats.quantization.codes.Codes`; parameters without gradient.
+    labels : Tensor of shape (num_embeddings,) or None
+        Group of every row. A buffer.
+    offsets : Tensor of shape (num_embeddings,), smallest integer type, or None
+        Place of every row in its group. A buffer that is not saved: it follows from the labels.
+    """
+
+    FACTORS = ("coefficients", "bases", "scales", "books", "exact")
+    SAVED_BUFFERS = ("labels",)
+    DERIVED_BUFFERS = ("offsets",)
+
+    shape: CodeShape
+    labels: Tensor | None
+    offsets: Tensor | None
+
+    def __init__(
+        self,
+        shape: CodeShape,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(shape)
+        d, chosen = shape.embedding_dim, dtype or torch.get_default_dtype()
+
+        def constant(kind: torch.dtype, *sizes: int) -> nn.Parameter:
+            zeros = torch.zeros(*sizes, dtype=kind, device=device)
+            return nn.Parameter(zeros, requires_grad=False)
+
+        # Libraries take the dtype of a model from its first parameter: whole numbers come last.
+        self.scales = constant(chosen, shape.num_scales)
+        self.books = constant(chosen, shape.book_size)
+        self.exact = constant(chosen, shape.n_exact, d) if shape.n_exact else None
+        sizes = zip(shape.counts, shape.record_bytes, strict=True)
+        self.coefficients = constant(torch.uint8, sum(count * size for count, size in sizes))
+        self.bases = constant(BASIS_DTYPES[shape.basis_bits], sum(shape.directions), d)
+        label = label_dtype(len(shape.counts))
+        labels = offsets = None
+        if label is not None:
+            counts = torch.tensor(shape.counts, device=device)
+            groups = torch.arange(len(counts), dtype=label, device=device)
+            n = shape.num_embeddings
+            labels = groups.repeat_interleave(counts, output_size=n)
+            offsets = torch.zeros(n, dtype=_offset_dtype(shape), device=device)
+        self.register_buffer("labels", labels)
+        self.register_buffer("offsets", offsets, persistent=False)
+
+    def fill(self, codes: Codes) -> Self:
+        """Take the tensors of ``codes``, which must have the shape of the layer."""
+        if codes.shape != self.shape:
+            raise InputError(f"{codes.shape} does not fit a layer of {self.shape}.")
+        for name in self.FACTORS:
+            tensor = getattr(codes, name)
+            value = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
+            setattr(self, name, value)
+        self.register_buffer("labels", codes.labels)
+        return self.index_()
+
+    @property
+    def like(self) -> Tensor:
+        """The scales."""
+        return self.scales
+
+    @property
+    def codes(self) -> Codes:
+        """The tensors of the table."""
+        return Codes(
+            shape=self.shape,
+            coefficients=self.coefficients,
+            labels=self.labels,
+            bases=self.bases,
+            scales=self.scales,
+            books=self.books,
+            exact=self.exact,
+        )
+
+    def index_(self) -> Self:
+        """Find the places of the rows in their groups; call it after changing the labels.
+
+        Raises
+        ------
+        InputError
+            If the labels do not have ``shape.counts`` rows in each group.
+        """
+        if self.labels is not None and not self.labels.is_meta:
+            starts = _starts(self.shape, self.labels.device)
+            places = places_of(self.labels, self.shape.counts)
+            offsets = places - starts[self.labels.long()]
+            self._derive("offsets", offsets.to(_offset_dtype(self.shape)))
+        return self
+
+    def rows(self, ids: Tensor, padding_idx: int | None = None) -> Tensor:  # noqa: ARG002
+        """Return rows of the table, shape (*ids.shape, embedding_dim), without gradient."""
+        tensors = (self.coefficients, self.bases, self.scales, self.books, self.exact)
+        rows: Tensor = lookup_codes(ids, *tensors, self.labels, self.offsets, _text(self.shape))
+        return rows
+
+    def product(self, hidden: Tensor) -> Tensor:
+        """Return ``hidden @ table.T``, shape (*, num_embeddings).
+
+        Rows are unpacked block by block, for the gradient of ``hidden`` once more.
+        """
+        result: Tensor = _Product.apply(hidden, self)  # type: ignore[no-untyped-call]
+        return result
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the ids and rows of all blocks of the table, in the order of their places."""
+        codes = self.codes
+        order = codes.order()
+        for block in row_blocks(self.shape.num_embeddings, 4 * self.shape.embedding_dim):
+            places = torch.arange(block.start, block.stop, device=order.device)
+            yield order[block], rows_at(codes, places)
+
+    def extra_repr(self) -> str:
+        """Describe the sizes in ``print(model)``."""
+        s = self.shape
+        kind = "rotated" if any(s.rotated) else "plain"
+        text = (
+            f"{s.num_embeddings}, {s.embedding_dim}, bits={s.bits(self.like.dtype):.2f}, {kind}, "
+            f"n_clusters={s.n_clusters}, rank={s.rank_range}"
+        )
+        return f"{text}, n_exact={s.n_exact}" if s.n_exact else text
+
+
+class QuantizedEmbedding(TableEmbedding, CodedTable):
+    """An embedding whose rows are packed codes, unpacked row by row when they are looked up.
+
+    Parameters
+    ----------
+    shape : CodeShape
+        Sizes.
+    padding_idx : int, optional
+        As in :class:`torch.nn.Embedding`.
+    scale : float, default=1.0
+        Factor on the output, for models that scale their embeddings.
+    device, dtype : optional
+        As in :class:`torch.nn.Embedding`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from kflats.quantization.fit import code_table
+    >>> dense = torch.nn.Embedding(1000, 64)
+    >>> layer = QuantizedEmbedding.from_embedding(dense, code_table(dense.weight, 33_000))
+    >>> layer(torch.tensor([[3, 7]])).shape, layer.num_bytes <= 33_000
+    (torch.Size([1, 2, 64]), True)
+    """
+
+    @classmethod
+    def from_embedding(cls, embedding: nn.Embedding, codes: Codes) -> Self:
+        """Return a layer that replaces ``embedding`` and holds the codes of its weight.
+
+        Raises
+        ------
+        InputError
+            If the embedding uses ``max_norm``, ``scale_grad_by_freq`` or ``sparse``.
+        """
+        check_options(embedding)
+        layer = cls(codes.shape, padding_idx=embedding.padding_idx, device="meta").fill(codes)
+        layer.take_over(embedding)
+        return layer.train(embedding.training)
+
+
+class QuantizedLinear(TableLinear, CodedTable):
+    """An output head whose weight is a table in packed codes.
+
+    Parameters
+    ----------
+    shape : CodeShape
+        ``num_embeddings`` is the number of outputs, ``embedding_dim`` that of inputs.
+    bias : bool, default=False
+        Whether there is a bias of shape (out_features,).
+    device, dtype : optional
+        As in :class:`torch.nn.Linear`.
+    """
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, codes: Codes) -> Self:
+        """Return a head that replaces ``linear`` and uses its very bias."""
+        layer = cls(codes.shape, device="meta").fill(codes)
+        layer.take_over(linear)
+        return layer.train(linear.training)
+
+
+@torch.library.custom_op("kflats::lookup_codes", mutates_args=())
+def lookup_codes(
+    ids: Tensor,
+    coefficients: Tensor,
+    bases: Tensor,
+    scales: Tensor,
+    books: Tensor,
+    exact: Tensor | None,
+    labels: Tensor | None,
+    offsets: Tensor | None,
+    shape: str,
+) -> Tensor:
+    """Return rows of a table in packed codes, shape (*ids.shape, embedding_dim).
+
+    Every distinct row is unpacked once. ``shape`` is the :class:`CodeShape` as JSON, the other
+    tensors are those of :class:`CodedTable`.
+
+    Raises
+    ------
+    IndexError
+        If an id is out of range.
+    """
+    described = _shape(shape)
+    flat = ids.reshape(-1)
+    wanted = flat
+    if labels is not None and offsets is not None:
+        starts = _starts(described, labels.device)
+        wanted = starts[labels.index_select(0, flat).int()] + offsets.index_select(0, flat)
+    unique, inverse = torch.unique(wanted, return_inverse=True)
+    codes = Codes(described, coefficients, labels, bases, scales, books, exact)
+    rows = rows_at(codes, unique).to(scales.dtype)
+    return rows.index_select(0, inverse).view(*ids.shape, described.embedding_dim)
+
+
+@lookup_codes.register_fake
+def _(ids: Tensor, coefficients: Tensor, bases: Tensor, scales: Tensor, *others: Any) -> Tensor:  # noqa: ARG001
+    return scales.new_empty(*ids.shape, bases.shape[1])
+
+
+class _Product(torch.autograd.Function):
+    """``hidden @ table.T`` that unpacks the rows again instead of keeping them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, table: CodedTable) -> Tensor:
+        ctx.table = table
+        result = hidden.new_empty(*hidden.shape[:-1], table.shape.num_embeddings)
+        for ids, rows in table.blocks():
+            result[..., ids] = hidden @ rows.to(hidden.dtype).T
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        total = grad.new_zeros(*grad.shape[:-1], ctx.table.shape.embedding_dim)
+        for ids, rows in ctx.table.blocks():
+            total += grad[..., ids] @ rows.to(grad.dtype)
+        return total, None
+
+
+@lru_cache(maxsize=64)
+def _text(shape: CodeShape) -> str:
+    return json.dumps(shape.to_dict())
+
+
+@lru_cache(maxsize=64)
+def _shape(text: str) -> CodeShape:
+    return CodeShape.from_dict(json.loads(text))
+
+
+@lru_cache(maxsize=64)
+def _starts(shape: CodeShape, device: torch.device) -> Tensor:
+    """Return the first place of every group, int32."""
+    counts = torch.tensor(shape.counts)
+    return (counts.cumsum(0) - counts).to(device, torch.int32)
+
+
+def _offset_dtype(shape: CodeShape) -> torch.dtype:
+    kind: torch.dtype = label_dtype(max(2, *shape.counts)) or torch.uint8
+    return kind

@@ -1,0 +1,1 @@
+"""Tables in few bits: packed codes for coefficients and bases, more of them for frequent rows."""
