@@ -81,15 +81,25 @@ class Basis:
             return part
         return torch.cat([inner, part], -1).index_select(-1, self.columns)
 
-    def write_rows(self, inner: Tensor, rows: Tensor) -> None:
-        """Write what :meth:`rows` returns into ``rows``, without a copy in between."""
+    def write_rows(self, table: Tensor, numbers: Tensor, rows: Tensor, ordered: Tensor) -> None:
+        """Write what :meth:`rows` returns for some rows of a table of coefficients into ``rows``.
+
+        ``ordered``, as large as ``rows``, is overwritten: memory that is not new is faster.
+        """
         if self.columns is None:
-            torch.mm(inner, self.numbers, out=rows)
-            if self.mean is not None:
-                rows += self.mean
+            self._multiply(table.index_select(0, numbers), rows)
             return
-        part = inner @ self.numbers if self.mean is None else self.mean.addmm(inner, self.numbers)
-        torch.index_select(torch.cat([inner, part], 1), 1, self.columns, out=rows)
+        rank, width = self.numbers.shape
+        inner, part = ordered.split_with_sizes([rank, width], 1)
+        torch.index_select(table, 0, numbers, out=inner)
+        self._multiply(inner, part)
+        torch.index_select(ordered, 1, self.columns, out=rows)
+
+    def _multiply(self, inner: Tensor, rows: Tensor) -> None:
+        if self.mean is None:
+            torch.mm(inner, self.numbers, out=rows)
+        else:
+            torch.addmm(self.mean, inner, self.numbers, out=rows)
 
     def whole(self) -> Tensor:
         """Return all columns of the basis, shape (rank, embedding_dim)."""

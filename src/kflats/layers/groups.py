@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -41,9 +42,8 @@ class Group:
 
     def coefficients(self, flat: Tensor) -> Tensor:
         """Return the (rows, rank) view of the flat coefficients."""
-        size = self.numbers.stop - self.numbers.start
         count = self.rows.stop - self.rows.start
-        matrix: Tensor = flat.narrow(0, self.numbers.start, size).view(count, self.rank)
+        matrix: Tensor = flat[self.numbers].view(count, self.rank)
         return matrix
 
 
@@ -92,13 +92,17 @@ def longest(groups: Sequence[Group]) -> list[Group]:
     return [found[basis] for basis in sorted(found.keys() - {STORED})]
 
 
-def occurring(groups: Sequence[Group], places: Tensor) -> Iterator[tuple[Group, slice]]:
+def occurring(groups: Sequence[Group], places: Tensor) -> Iterator[tuple[Group, slice, Tensor]]:
     """Yield the groups that occur in ascending ``places``, and which of the places are theirs.
 
-    Places outside of all groups go to the nearest one, whose look-up refuses them.
+    Third comes each of those places as a row number within the group. Places outside of all groups
+    go to the nearest one, whose look-up refuses them.
     """
-    ends = torch.tensor([group.rows.stop for group in groups[:-1]], device=places.device)
-    bounds = [0, *torch.searchsorted(places, ends.to(places.dtype)).tolist(), len(places)]
-    for group, begin, end in zip(groups, bounds[:-1], bounds[1:], strict=True):
-        if begin < end:
-            yield group, slice(begin, end)
+    starts = torch.tensor([g.rows.start for g in groups], dtype=places.dtype, device=places.device)
+    bounds = [0, *torch.searchsorted(places, starts[1:]).tolist(), len(places)]
+    rows = places - starts[torch.bucketize(places, starts[1:], right=True)]
+    runs = [slice(begin, end) for begin, end in pairwise(bounds)]
+    parts = rows.split([run.stop - run.start for run in runs])
+    for group, run, part in zip(groups, runs, parts, strict=True):
+        if run.start < run.stop:
+            yield group, run, part

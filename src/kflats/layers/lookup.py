@@ -63,23 +63,28 @@ def lookup(
     unique, inverse = _distinct_places(ids, places)
     d = width_of(bases, columns)
     rows = coefficients.new_empty(len(unique), d)
-    for group, run in occurring(layout(counts, ranks, basis_ids), unique):
-        table = group.coefficients(coefficients)
-        inner = _select(table, unique[run] - group.rows.start)
-        if group.directions is None:
-            rows[run] = inner
-            continue
-        # Rows are looked up in the dtype of the factors, as those of nn.Embedding are.
-        with torch.autocast(rows.device.type, enabled=False):
-            Basis.of(group, bases, means, columns).write_rows(inner, rows[run])
-    return rows.index_select(0, inverse).view(*ids.shape, d)
+    # Until all rows are there, the result is where every group in turn puts its columns in order.
+    result = coefficients.new_empty(len(inverse), d)
+    groups = layout(counts, ranks, basis_ids)
+    # Rows are looked up in the dtype of the factors, as those of nn.Embedding are.
+    with torch.autocast(rows.device.type, enabled=False):
+        for group, run, numbers in occurring(groups, unique):
+            table = group.coefficients(coefficients)
+            if not group.rank:
+                _check(numbers, len(table))
+            if group.directions is None:
+                torch.index_select(table, 0, numbers, out=rows[run])
+            else:
+                basis = Basis.of(group, bases, means, columns)
+                basis.write_rows(table, numbers, rows[run], result[: len(numbers)])
+    torch.index_select(rows, 0, inverse, out=result)
+    return result.view(*ids.shape, d)
 
 
-def _select(table: Tensor, rows: Tensor) -> Tensor:
-    """Return rows of a group by ascending number; ``index_select`` checks none without columns."""
-    if table.shape[1] == 0 and not 0 <= int(rows[0]) <= int(rows[-1]) < len(table):
+def _check(rows: Tensor, count: int) -> None:
+    """Refuse ascending row numbers as ``index_select`` does, which checks none without columns."""
+    if not 0 <= int(rows[0]) <= int(rows[-1]) < count:
         raise IndexError("index out of range in self")
-    return table.index_select(0, rows)
 
 
 def _distinct_places(ids: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -122,8 +127,8 @@ def lookup_backward(
     outer.index_add_(0, inverse, grad.reshape(-1, d).to(wide))
     if padding_idx >= 0:
         outer[unique == (padding_idx if places is None else places[padding_idx])] = 0.0
-    for group, run in occurring(layout(counts, ranks, basis_ids), unique):
-        part, rows = outer[run], unique[run] - group.rows.start
+    for group, run, rows in occurring(layout(counts, ranks, basis_ids), unique):
+        part = outer[run]
         basis = None
         if group.directions is not None:
             basis = Basis.of(group, bases, None, columns)
