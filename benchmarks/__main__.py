@@ -19,6 +19,7 @@ NAMES = (
     "geometry",
     "losses",
     "sts_quality",
+    "bytes_quality",
     "paper_speed",
 )
 

@@ -216,6 +216,12 @@ WRONG_USAGE: list[tuple[tuple[object, ...], str]] = [
     (("--target-size", "5XB"), "'5XB'"),
     (("--target-size", "small"), "'small'"),
     (("--target-size", 0), "at least 1"),
+    (("--bits", 0), "bits=0"),
+    (("--bits", 2, "--method", "svd"), "other methods take no bits"),
+    (("--bits", 2, "--compression", 0.4), "method='codes' takes bits or target_bytes"),
+    (("--max-drop", 1), "--max-drop needs --metric"),
+    (("--bits", 2, "--metric", "glue"), "sts=FILE"),
+    (("--bits", 2, "--metric", "sts=x", "--method", "codes"), "leave out --method"),
     (("--rank", 3), "needs n_clusters"),
 ]
 

@@ -29,6 +29,8 @@ from tests.hf.architectures import (
 
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 FULL = [name for name, row in ARCHITECTURES.items() if row.dtype == torch.float32]
+LEAVES = [FILE_NAMES[key] for key in (*FactorTable.FACTORS, *FactorTable.SAVED_BUFFERS)]
+"""Names of the tensors of a table of factors in files."""
 names = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
@@ -211,7 +213,7 @@ def keys_of(folder: Path) -> set[str]:
 def test_files_differ_in_the_tables_only(name: str, folder: Path, tmp_path: Path) -> None:
     _, report = compressed(name)
     dense_model(name).save_pretrained(tmp_path)
-    factors = {f"{table.name}.{leaf}" for table in report.tables for leaf in FILE_NAMES.values()}
+    factors = {f"{table.name}.{leaf}" for table in report.tables for leaf in LEAVES}
     assert keys_of(folder / "dense" / name) == keys_of(tmp_path)
     assert keys_of(folder / "compressed" / name) - factors == keys_of(tmp_path) - factors
 
@@ -232,7 +234,7 @@ def test_file_holds_every_table_once(name: str, folder: Path) -> None:
     with safe_open(folder / "compressed" / name / "model.safetensors", framework="pt") as file:
         sizes = {key: file.get_tensor(key).nbytes for key in file.keys()}  # noqa: SIM118
     for table in report.tables:
-        tensors = [f"{reader}.{leaf}" for reader in table.readers for leaf in FILE_NAMES.values()]
+        tensors = [f"{reader}.{leaf}" for reader in table.readers for leaf in LEAVES]
         present = {key for key in tensors if key in sizes}
-        assert present == {f"{table.name}.{leaf}" for leaf in FILE_NAMES.values()}
+        assert present == {f"{table.name}.{leaf}" for leaf in LEAVES}
         assert sum(sizes[key] for key in present) == table.bytes_after

@@ -20,6 +20,7 @@ from kflats.cli.console import (
     quiet_libraries,
     tokenizer_saver,
 )
+from kflats.cli.planning import planning
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,6 +38,18 @@ def compress(
     target_size: Annotated[
         str | None, typer.Option(help="Most bytes of the table on disk, e.g. 5MB.")
     ] = None,
+    bits: Annotated[
+        float | None,
+        typer.Option(help="Most bits on disk per parameter of the table, all counted, e.g. 2."),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Smallest size at which --metric falls by no more than this, e.g. 0.5."),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="What the best plans are tried on: sts=FILE, pairs with scores."),
+    ] = None,
     rank: Annotated[
         int | None, typer.Option(help="Dimension of the subspaces; needs --clusters.")
     ] = None,
@@ -44,12 +57,14 @@ def compress(
         int | None, typer.Option(help="Number of subspaces; chosen by trial if left out.")
     ] = None,
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="flats (best geometry for the size), projective (the paper's geometry, best "
-            "known start), messi (the paper's own procedure) or svd."
+            "known start), messi (the paper's own procedure), svd or codes (few bits). Left out, "
+            "flats for a compression or rank; for bytes or bits all are compared and the best is "
+            "taken."
         ),
-    ] = "flats",
+    ] = None,
     effort: Annotated[
         str, typer.Option(help="How long flats search: thorough or fast.")
     ] = "thorough",
@@ -90,7 +105,7 @@ def compress(
     device: Annotated[str | None, typer.Option(help="Where to cluster, e.g. cuda.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Replace the embedding table of MODEL by small factors and save it to a new folder."""
+    """Replace the embedding table of MODEL by a small one and save it to a new folder."""
     from kflats.compress import compress_
     from kflats.models import open_model
     from kflats.storage.folder import check_new_folder, save
@@ -98,12 +113,22 @@ def compress(
     counting = None
     if weights is not None:
         counting = {"source": weights, "column": column, "smoothing": smoothing, "power": power}
+    sized = (compression, rank, clusters, affine, calibrate)
+    planned = method is None and all(each is None for each in sized)
+    if not planned and (metric is not None or max_drop is not None):
+        raise typer.BadParameter(
+            "--metric and --max-drop compare methods: leave out --method, --compression, --rank, "
+            "--clusters, --affine and --calibrate."
+        )
+    if max_drop is not None and metric is None:
+        raise typer.BadParameter("--max-drop needs --metric, e.g. --metric sts=FILE.")
     config = _config(
         compression=compression,
         target_bytes=None if target_size is None else parse_size(target_size),
+        bits=8.0 if max_drop is not None and bits is None and target_size is None else bits,
         rank=rank,
         n_clusters=clusters,
-        method=method,
+        method=method or ("codes" if planned and target_size is not None else "flats"),
         effort=effort,
         affine=affine,
         relative=relative,
@@ -117,7 +142,9 @@ def compress(
         opened = open_model(model, base_model=base_model)
     config = _with_tokens(config, opened, model, counting, keep_special)
     config = _with_metric(config, opened, model, calibrate, column)
-    with fitting("clustering") as callback:
+    if planned:
+        config = planning(opened, config, metric, max_drop)
+    with fitting("compressing") as callback:
         report = compress_(opened, config, callback=callback)
     save(opened, out, report=report, extras=tokenizer_saver(opened, model))
     text = (

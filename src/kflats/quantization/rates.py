@@ -30,7 +30,7 @@ class Surroundings:
         """Return an upper bound of the bytes of labels, bases, scales, books and exact rows."""
         settings, d = axes.settings, axes.rows.shape[1]
         groups = settings.n_clusters * min(ladder, settings.max_rungs) + (self.exact is not None)
-        label = label_dtype(max(2, groups))
+        label = label_dtype(groups)
         directions = settings.n_clusters + (sum(ranks) if settings.rotated else 0)
         scales = directions + (0 if settings.rotated else settings.n_clusters * d)
         books = 2 + sum(2**width for width in WIDTHS)

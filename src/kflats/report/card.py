@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kflats.quantization.shape import CodeShape
+
 if TYPE_CHECKING:
     from kflats.storage.info import FolderInfo, TableInfo
 
 _METHODS = {
+    "flats": "affine subspaces of their own dimensions (kflats)",
+    "codes": "packed codes (kflats)",
     "projective": "projective clustering (kflats)",
     "messi": "projective clustering, the paper's own procedure (MESSI)",
     "svd": "one singular value decomposition",
@@ -37,15 +41,15 @@ tags:
 
 # {name}
 
-The token table of this {info.architecture} is factorised by kflats: its rows lie
-in a few subspaces, and each is stored as its coefficients in one of them. All other weights are as
+The token table of this {info.architecture} is compressed by kflats: each row is stored as its
+coefficients in one of a few subspaces, or as packed codes of few bits. All other weights are as
 they were in the model it was made from.
 
 | table | rows x columns | method | subspaces | rank | dense | now | relative error |
 |---|---|---|---|---|---|---|---|
 {rows}
 
-Bytes count coefficients, bases, means and labels in their storage type. The relative error is
+Bytes count all that is stored for the table, in its storage type. The relative error is
 that of the rows, ||A - A'||_F / ||A||_F, when the factors were found; training afterwards changes
 it. All tensors together: {info.tensor_bytes:,} bytes, with dense tables
 {info.dense_tensor_bytes:,}.
@@ -82,10 +86,16 @@ def _row(table: TableInfo) -> str:
         f"{shape.n_clusters}{' affine' if shape.affine else ''}{kept}",
         shape.rank_range,
         f"{table.dense_bytes:,} bytes",
-        f"{table.num_bytes:,} bytes ({shape.compression:.1%} fewer parameters)",
+        f"{table.num_bytes:,} bytes ({_saving(table)})",
         error,
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _saving(table: TableInfo) -> str:
+    if isinstance(table.shape, CodeShape):
+        return f"{8 * table.num_bytes / table.shape.dense_parameters:.2f} bits per parameter"
+    return f"{table.shape.compression:.1%} fewer parameters"
 
 
 def _example(info: FolderInfo, name: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kflats.quantization.shape import CodeShape
 from kflats.shape import FactorShape
 
 
@@ -37,8 +38,8 @@ class TableReport:
         All modules that read it, tied output heads among them.
     method : str
         How the subspaces were found.
-    shape : FactorShape
-        Sizes of the factors.
+    shape : FactorShape or CodeShape
+        Sizes of the factors, or of the packed codes.
     dtype : str
         Storage type, before and after.
     bytes_before, bytes_after : int
@@ -52,7 +53,7 @@ class TableReport:
     name: str
     readers: tuple[str, ...]
     method: str
-    shape: FactorShape
+    shape: FactorShape | CodeShape
     dtype: str
     bytes_before: int
     bytes_after: int
@@ -63,6 +64,18 @@ class TableReport:
     def compression(self) -> float:
         """Fraction of the table's parameters that was removed (the paper's word)."""
         return self.shape.compression
+
+    @property
+    def bits(self) -> float:
+        """Bits on disk per parameter of the dense table."""
+        return 8 * self.bytes_after / self.shape.dense_parameters
+
+    @property
+    def saving(self) -> str:
+        """What was saved in words: parameters, or bits where the form is packed codes."""
+        if isinstance(self.shape, CodeShape):
+            return f"{self.bits:.2f} bits per parameter"
+        return f"{self.compression:.1%} of the parameters removed"
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON object, derived figures included."""
@@ -76,6 +89,7 @@ class TableReport:
             "parameters_before": self.shape.dense_parameters,
             "parameters_after": self.shape.num_parameters,
             "compression": self.compression,
+            "bits": self.bits,
         }
 
 
@@ -110,7 +124,7 @@ class CompressionReport:
             f"{' = '.join(t.readers)}: {t.shape.num_embeddings} x {t.shape.embedding_dim}, "
             f"{t.method}, n_clusters={t.shape.n_clusters}, rank={t.shape.rank_range}: "
             f"{t.bytes_before:,} -> "
-            f"{t.bytes_after:,} bytes ({t.compression:.1%} of the parameters removed), "
+            f"{t.bytes_after:,} bytes ({t.saving}), "
             f"relative_error={t.relative_error:.4f}"
             for t in self.tables
         ]

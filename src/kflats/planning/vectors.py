@@ -1,0 +1,85 @@
+"""Product and residual quantisation by faiss: what vector codes of the same size would cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kflats.errors import BudgetError, MissingExtraError
+
+_WORDS = 256
+_BOOK_BYTES = 2  # code books are counted as float16
+_TRAINING_ROWS = 65536
+
+
+@dataclass(frozen=True)
+class VectorCodes:
+    """Rows from vector codes, and their bytes on disk."""
+
+    table: Tensor
+    num_bytes: int
+
+
+def product_quantized(table: Tensor, target_bytes: int, seed: int = 0) -> VectorCodes:
+    """Return the table by product quantisation with 256 words (Jegou et al. 2011).
+
+    The number of parts is the largest divisor of the columns that fits.
+
+    Raises
+    ------
+    BudgetError
+        If not even one part fits.
+    MissingExtraError
+        If faiss is not installed.
+    """
+    n, d = table.shape
+    book = _WORDS * d * _BOOK_BYTES
+    parts = [m for m in range(1, d + 1) if d % m == 0 and n * m + book <= target_bytes]
+    if not parts:
+        raise BudgetError(f"product quantisation needs {n + book} bytes.")
+    faiss = _faiss()
+    quantizer = faiss.ProductQuantizer(d, parts[-1], 8)
+    quantizer.cp.seed = seed + 1
+    return VectorCodes(_coded(quantizer, table), n * parts[-1] + book)
+
+
+def residual_quantized(table: Tensor, target_bytes: int, seed: int = 0) -> VectorCodes:
+    """Return the table by residual quantisation with 256 words (Chen et al. 2010).
+
+    Raises
+    ------
+    BudgetError
+        If not even one stage fits.
+    MissingExtraError
+        If faiss is not installed.
+    """
+    n, d = table.shape
+    stage = n + _WORDS * d * _BOOK_BYTES
+    stages = target_bytes // stage
+    if stages < 1:
+        raise BudgetError(f"residual quantisation needs {stage} bytes.")
+    faiss = _faiss()
+    quantizer = faiss.ResidualQuantizer(d, int(min(stages, 32)), 8)
+    quantizer.cp.seed = seed + 1
+    quantizer.max_beam_size = 1
+    return VectorCodes(_coded(quantizer, table), int(min(stages, 32)) * stage)
+
+
+def _coded(quantizer: Any, table: Tensor) -> Tensor:
+    rows = table.detach().float().cpu().contiguous().numpy()
+    quantizer.cp.min_points_per_centroid = 1
+    quantizer.cp.max_points_per_centroid = _TRAINING_ROWS // _WORDS
+    quantizer.train(rows)
+    decoded = quantizer.decode(quantizer.compute_codes(rows))
+    return torch.from_numpy(decoded).to(table)
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingExtraError("faiss", "faiss") from error
+    return faiss
