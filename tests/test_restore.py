@@ -188,5 +188,5 @@ def test_what_has_no_factorised_layer_inside_is_refused() -> None:
     with pytest.raises(InputError, match="Sequential has no factorised layer inside"):
         to_dense_(plain())
     layer = compressed(plain()).get_submodule("0")
-    with pytest.raises(InputError, match=r"a layer alone has to_embedding\(\) or to_linear\(\)"):
+    with pytest.raises(InputError, match=r"has to_embedding\(\), to_bag\(\) or to_linear\(\)"):
         to_dense_(layer)

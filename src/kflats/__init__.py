@@ -38,10 +38,12 @@ if TYPE_CHECKING:
     )
     from kflats.export import ExportReport, export_onnx
     from kflats.factorization import Factorization
+    from kflats.healing import HealingReport, heal_
     from kflats.hub import push_to_hub
     from kflats.layers import FactorizedEmbedding, FactorizedLinear
     from kflats.linalg import relative_error
     from kflats.metric import FeatureMetric
+    from kflats.quantization.training import pack_, unpack_
     from kflats.report import CompressionReport, TableReport
     from kflats.restore import to_dense_
     from kflats.search import choose_n_clusters, choose_n_flats
@@ -67,6 +69,7 @@ __all__ = [
     "FactorizedLinear",
     "FeatureMetric",
     "FitProgress",
+    "HealingReport",
     "InputError",
     "KflatsError",
     "MissingExtraError",
@@ -78,13 +81,16 @@ __all__ = [
     "compress_",
     "export_onnx",
     "feature_moments",
+    "heal_",
     "load",
+    "pack_",
     "push_to_hub",
     "relative_error",
     "save",
     "set_trainable",
     "to_dense_",
     "token_weights",
+    "unpack_",
 ]
 
 _HOMES = {
@@ -104,11 +110,13 @@ _HOMES = {
     ),
     "export": ("ExportReport", "export_onnx"),
     "factorization": ("Factorization",),
+    "healing": ("HealingReport", "heal_"),
     "hub": ("push_to_hub",),
     "layers": ("FactorizedEmbedding", "FactorizedLinear"),
     "linalg": ("relative_error",),
     "metric": ("FeatureMetric",),
     "storage": ("load", "save"),
+    "quantization.training": ("pack_", "unpack_"),
     "report": ("CompressionReport", "TableReport"),
     "restore": ("to_dense_",),
     "search": ("choose_n_clusters", "choose_n_flats"),

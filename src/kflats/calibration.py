@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kflats.errors import InputError
+from kflats.errors import InputError, UnsupportedModelError
 from kflats.tables import find_tables
 
 _TEXTS = 512
@@ -57,8 +57,15 @@ def feature_moments(
     ------
     InputError
         If there is no text.
+    UnsupportedModelError
+        If an embedding bag reads the table.
     """
     table = find_tables(model, modules)[0]
+    if any(isinstance(module, nn.EmbeddingBag) for module in table.modules):
+        raise UnsupportedModelError(
+            f"{table.name!r} is read by an nn.EmbeddingBag, which gives no single rows to "
+            "calibrate with: compress without a metric."
+        )
     d = table.weight.shape[1]
     sums = {id(each): torch.zeros(d, d, dtype=torch.float64) for each in table.modules}
     generator = torch.Generator().manual_seed(random_state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,10 @@ from kflats.factorization import Factorization
 from kflats.fit import Progress, factorize
 from kflats.layers import (
     FactorizedEmbedding,
+    FactorizedEmbeddingBag,
     FactorizedLinear,
     QuantizedEmbedding,
+    QuantizedEmbeddingBag,
     QuantizedLinear,
     StoredTable,
     replace_module,
@@ -27,7 +30,14 @@ from kflats.quantization.shape import CodeShape
 from kflats.report import CompressionReport, TableReport
 from kflats.report.compression import tensor_bytes
 from kflats.shape import FactorShape
-from kflats.tables import Table, check_replaceable, find_tables, scale_of, transformers_roots
+from kflats.tables import (
+    Reader,
+    Table,
+    check_replaceable,
+    find_tables,
+    scale_of,
+    transformers_roots,
+)
 
 
 def compress_(
@@ -110,10 +120,11 @@ def _factor(
         check_table(weight, "the table")
         exact_ids = _exact_ids(config.exact_ids, weight)
         if config.method == "codes":
-            layers = _coded_layers(table, fit_codes(weight, config, exact_ids))
+            codes = fit_codes(weight, config, exact_ids)
+            layers = _layers(table, lambda module: _coded_layer(module, codes))
         else:
             factors = factorize(weight, config, exact_ids, callback)
-            layers = _factor_layers(table, factors, exact_ids)
+            layers = _layers(table, lambda module: _factor_layer(module, factors, exact_ids))
     except InputError as error:
         raise type(error)(
             f"while compressing {table.name!r} {tuple(weight.shape)}: {error}"
@@ -150,34 +161,32 @@ def _exact_ids(ids: tuple[int, ...], weight: Tensor) -> Tensor:
     return torch.tensor(unique, dtype=torch.int64, device=weight.device)
 
 
-def _factor_layers(table: Table, factors: Factorization, exact_ids: Tensor) -> list[StoredTable]:
-    """Return one layer per module of the table; all share the factors of the first."""
-    layers: list[StoredTable] = []
-    for module in table.modules:
-        if isinstance(module, nn.Linear):
-            layers.append(FactorizedLinear.from_linear(module, factors, exact_ids=exact_ids))
-        else:
-            layer = FactorizedEmbedding.from_embedding(module, factors, exact_ids=exact_ids)
-            layer.scale = scale_of(module)
-            layers.append(layer)
-        if len(layers) > 1:
-            layers[-1].share_with(layers[0])
+def _layers(table: Table, make: Callable[[Reader], StoredTable]) -> list[StoredTable]:
+    """Return one layer per module of the table; all share the tensors of the first."""
+    layers = [make(module) for module in table.modules]
+    for layer in layers[1:]:
+        layer.share_with(layers[0])
     return layers
 
 
-def _coded_layers(table: Table, codes: Codes) -> list[StoredTable]:
-    """Return one layer per module of the table; all share the codes of the first."""
-    layers: list[StoredTable] = []
-    for module in table.modules:
-        if isinstance(module, nn.Linear):
-            layers.append(QuantizedLinear.from_linear(module, codes))
-        else:
-            layer = QuantizedEmbedding.from_embedding(module, codes)
-            layer.scale = scale_of(module)
-            layers.append(layer)
-        if len(layers) > 1:
-            layers[-1].share_with(layers[0])
-    return layers
+def _factor_layer(module: Reader, factors: Factorization, exact_ids: Tensor) -> StoredTable:
+    if isinstance(module, nn.Linear):
+        return FactorizedLinear.from_linear(module, factors, exact_ids=exact_ids)
+    if isinstance(module, nn.EmbeddingBag):
+        return FactorizedEmbeddingBag.from_bag(module, factors, exact_ids=exact_ids)
+    layer = FactorizedEmbedding.from_embedding(module, factors, exact_ids=exact_ids)
+    layer.scale = scale_of(module)
+    return layer
+
+
+def _coded_layer(module: Reader, codes: Codes) -> StoredTable:
+    if isinstance(module, nn.Linear):
+        return QuantizedLinear.from_linear(module, codes)
+    if isinstance(module, nn.EmbeddingBag):
+        return QuantizedEmbeddingBag.from_bag(module, codes)
+    layer = QuantizedEmbedding.from_embedding(module, codes)
+    layer.scale = scale_of(module)
+    return layer
 
 
 def _layer_error(layer: StoredTable, weight: Tensor) -> float:

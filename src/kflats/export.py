@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kflats.errors import ExportError, InputError, MissingExtraError
+from kflats.errors import ExportError, InputError, MissingExtraError, UnsupportedModelError
+from kflats.layers import CodedTable
 from kflats.storage.folder import new_folder
 from kflats.storage.manifest import factor_layers
 from kflats.tables import transformers_roots
@@ -139,6 +140,11 @@ def _encoder(model: nn.Module) -> Any:
         raise InputError(
             f"{type(model).__name__} holds {len(roots)} transformers models that take input_ids; "
             "exactly one can be exported."
+        )
+    if any(isinstance(layer, CodedTable) for layer in factor_layers(roots[0]).values()):
+        raise UnsupportedModelError(
+            "tables in packed codes have no ONNX form: compress with method='flats', or give the "
+            "dense table back first with kflats.to_dense_(model)."
         )
     if roots[0].dtype == torch.bfloat16:
         raise InputError(

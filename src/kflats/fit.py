@@ -73,6 +73,7 @@ def row_weights(weight: Tensor, config: CompressionConfig, exact_ids: Tensor) ->
     if config.relative_power:
         norms = weight.float().norm(dim=1)
         shortest = norms[norms > 0].min() if bool(norms.any()) else norms.new_tensor(1.0)
+        shortest = shortest.clamp_min(1e-6 * norms.max())  # weights stay finite
         weights = weights * norms.clamp_min(shortest) ** (-2 * config.relative_power)
     weights[exact_ids] = 0
     return weights

@@ -11,6 +11,8 @@ from typing import Any
 from torch import nn
 
 from kflats.errors import CheckpointError, InputError, MissingExtraError
+from kflats.storage.check import read_json
+from kflats.storage.plain import MANIFEST
 
 DEMO = "minilm"
 """Name of the model that comes from the package index: all-MiniLM-L6-v2."""
@@ -79,6 +81,8 @@ def open_model(name: str, *, base_model: bool = False) -> Any:
             return load(source)
         if local and (Path(source) / "modules.json").exists() and not base_model:
             return open_sentence_model(name)
+        if local and _is_model2vec(Path(source)):
+            return _open_model2vec(source)
         config = transformers.AutoConfig.from_pretrained(source)
         classes = [] if base_model else (config.architectures or [])
         found = getattr(transformers, classes[0], None) if classes else None
@@ -100,8 +104,27 @@ def open_sentence_model(name: str) -> Any:
         return SentenceTransformer(source, device="cpu")
 
 
+def _is_model2vec(folder: Path) -> bool:
+    return read_json(folder / "config.json").get("model_type") == "model2vec"
+
+
+def _open_model2vec(source: str) -> Any:
+    """Return the SentenceTransformer that model2vec itself describes with modules.json."""
+    try:
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+    except ImportError as error:
+        raise MissingExtraError("sentence-transformers", "hf") from error
+    modules = [StaticEmbedding.load(source)]
+    if read_json(Path(source) / "config.json").get("normalize"):
+        modules.append(Normalize())
+    return SentenceTransformer(modules=modules, device="cpu")
+
+
 def is_compressed(folder: Path) -> bool:
     """Return whether a folder holds a model that kflats wrote."""
+    if any(path.is_file() for path in [folder / MANIFEST, *folder.glob(f"*/{MANIFEST}")]):
+        return True
     for path in [folder / "config.json", *folder.glob("*/config.json")]:
         if path.is_file():
             try:
@@ -111,7 +134,7 @@ def is_compressed(folder: Path) -> bool:
             block = config.get("quantization_config") or {}
             if isinstance(block, dict) and block.get("quant_method") == "kflats":
                 return True
-    return (folder / "kflats.json").is_file()
+    return False
 
 
 def tokenizer_of(model: nn.Module, name: str) -> Any:
@@ -124,7 +147,7 @@ def tokenizer_of(model: nn.Module, name: str) -> Any:
     """
     own = getattr(model, "tokenizer", None)
     if own is not None:
-        return own
+        return own if callable(own) else _callable_tokenizer(own)
     from transformers import AutoTokenizer
 
     source = resolve(name)
@@ -134,6 +157,15 @@ def tokenizer_of(model: nn.Module, name: str) -> Any:
         # What transformers makes up for a folder without tokenizer files.
         raise CheckpointError(f"{name} has no tokenizer; save one into the folder.")
     return tokenizer
+
+
+def _callable_tokenizer(tokenizer: Any) -> Any:
+    """Return the tokenizer of a static embedding model as one of transformers."""
+    from transformers import PreTrainedTokenizerFast
+
+    added = tokenizer.get_added_tokens_decoder().values()
+    special = [token.content for token in added if token.special]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=special)
 
 
 @contextmanager

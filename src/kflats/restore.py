@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 from torch import nn
 
 from kflats.errors import InputError
-from kflats.layers import TableLinear, replace_module
+from kflats.layers import TableBag, TableLinear, replace_module
 from kflats.storage.manifest import factor_layers
 from kflats.tables import transformers_roots
 
@@ -49,7 +49,7 @@ def to_dense_(model: Model) -> Model:
     if not layers or "" in layers:
         raise InputError(
             f"{type(model).__name__} has no factorised layer inside; a layer alone has "
-            "to_embedding() or to_linear()."
+            "to_embedding(), to_bag() or to_linear()."
         )
     made: dict[int, nn.Module] = {}
     weights: dict[int, nn.Parameter] = {}
@@ -68,9 +68,13 @@ def to_dense_(model: Model) -> Model:
 def _dense(layer: Any, weights: dict[int, nn.Parameter]) -> nn.Module:
     """Return the dense form; modules of one table get one weight."""
     table = weights.get(id(layer.coefficients))
-    dense: nn.Linear | nn.Embedding
-    is_head = isinstance(layer, TableLinear)
-    dense = layer.to_linear(table) if is_head else layer.to_embedding(table)
+    dense: nn.Module
+    if isinstance(layer, TableLinear):
+        dense = layer.to_linear(table)
+    elif isinstance(layer, TableBag):
+        dense = layer.to_bag(table)
+    else:
+        dense = layer.to_embedding(table)
     if not layer.folds_scale:
         weights[id(layer.coefficients)] = cast(nn.Parameter, dense.weight)
     return dense

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from kflats.errors import InputError, UnsupportedModelError
 from kflats.layers import StoredTable
+from kflats.layers.bag import check_bag
 from kflats.layers.embedding import check_options
+
+Reader: TypeAlias = nn.Embedding | nn.EmbeddingBag | nn.Linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,14 +26,14 @@ class Table:
     ----------
     weight : Tensor of shape (num_embeddings, embedding_dim)
         The table.
-    modules : tuple of nn.Embedding and nn.Linear
-        The distinct modules whose weight it is, embeddings first; a linear one is an output head.
+    modules : tuple of nn.Embedding, nn.EmbeddingBag and nn.Linear
+        The distinct modules whose weight it is; output heads, the linear ones, come last.
     names : tuple of tuple of str
         For each module, every name it has in the model.
     """
 
     weight: Tensor
-    modules: tuple[nn.Embedding | nn.Linear, ...]
+    modules: tuple[Reader, ...]
     names: tuple[tuple[str, ...], ...]
 
     @property
@@ -40,11 +43,17 @@ class Table:
 
     @property
     def embedding(self) -> nn.Embedding:
-        """The first embedding that reads it; InputError if only a head does."""
-        first = self.modules[0]
-        if not isinstance(first, nn.Embedding):
-            raise InputError(f"{self.name!r} is read by an output head only, not an embedding.")
-        return first
+        """The first embedding that reads it; InputError if only heads or bags do."""
+        for module in self.modules:
+            if isinstance(module, nn.Embedding):
+                return module
+        kind = "an output head" if self.is_head else "an nn.EmbeddingBag"
+        raise InputError(f"{self.name!r} is read by {kind} only, not an embedding.")
+
+    @property
+    def is_head(self) -> bool:
+        """Whether only output heads read it."""
+        return isinstance(self.modules[0], nn.Linear)
 
     @property
     def all_names(self) -> tuple[str, ...]:
@@ -53,25 +62,25 @@ class Table:
 
 
 def embedding_tables(model: nn.Module) -> list[Table]:
-    """Return every dense table that an embedding reads, each once, in the order of the modules.
+    """Return every dense table that an embedding or bag reads, each once, in their order.
 
     Output heads that are tied to such a table belong to it.
     """
-    return [table for table in _all_tables(model) if isinstance(table.modules[0], nn.Embedding)]
+    return [table for table in _all_tables(model) if not table.is_head]
 
 
 def _all_tables(model: nn.Module) -> list[Table]:
-    """Return the weights of all embeddings and linear layers with their readers."""
+    """Return the weights of all embeddings, bags and linear layers with their readers."""
     by_weight: dict[int, dict[int, list[str]]] = {}
-    modules: dict[int, nn.Embedding | nn.Linear] = {}
+    modules: dict[int, Reader] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, nn.Embedding | nn.Linear):
+        if isinstance(module, Reader):
             modules[id(module)] = module
             by_weight.setdefault(id(module.weight), {}).setdefault(id(module), []).append(name)
     return [_table(modules, group) for group in by_weight.values()]
 
 
-def _table(modules: dict[int, nn.Embedding | nn.Linear], group: dict[int, list[str]]) -> Table:
+def _table(modules: dict[int, Reader], group: dict[int, list[str]]) -> Table:
     keys = sorted(group, key=lambda key: isinstance(modules[key], nn.Linear))
     return Table(
         modules[keys[0]].weight,
@@ -88,9 +97,9 @@ def find_tables(model: nn.Module, names: Iterable[str] | None = None) -> list[Ta
     model : nn.Module
         Any model. A transformers model says itself which tables hold the tokens: those of its
         input embeddings, and of an output head that is not tied to them. In other models the
-        only embedding is taken.
+        only embedding, or embedding bag, is taken.
     names : iterable of str, optional
-        Names of embeddings and linear heads to take instead.
+        Names of embeddings, embedding bags and linear heads to take instead.
 
     Raises
     ------
@@ -100,7 +109,7 @@ def find_tables(model: nn.Module, names: Iterable[str] | None = None) -> list[Ta
     everything = _all_tables(model)
     if names is not None:
         return _named(everything, tuple(names))
-    tables = [table for table in everything if isinstance(table.modules[0], nn.Embedding)]
+    tables = [table for table in everything if not table.is_head]
     inputs = list(_token_modules(model, "get_input_embeddings"))
     chosen = _reading(tables, inputs)
     if not chosen and not inputs and len(tables) == 1:
@@ -139,12 +148,7 @@ def _named(tables: list[Table], names: tuple[str, ...]) -> list[Table]:
 
 
 def _embedding_names(tables: list[Table]) -> list[str]:
-    return [
-        name
-        for table in tables
-        if isinstance(table.modules[0], nn.Embedding)
-        for name in table.all_names
-    ]
+    return [name for table in tables if not table.is_head for name in table.all_names]
 
 
 def _token_modules(model: nn.Module, getter_name: str) -> Iterator[nn.Module]:
@@ -186,24 +190,27 @@ def check_replaceable(model: nn.Module, table: Table) -> None:
     Raises
     ------
     UnsupportedModelError
-        If a module that is neither embedding nor linear holds the table too, or a module computes
-        something else than ``scale * weight[ids]`` or ``x @ weight.T + bias``.
+        If a module that is no embedding, bag or linear layer holds the table too, or a module
+        computes something else than ``scale * weight[ids]``, bags of rows, or
+        ``x @ weight.T + bias``.
     InputError
-        If an embedding uses ``max_norm``, ``scale_grad_by_freq`` or ``sparse``.
+        If an embedding or bag uses ``max_norm``, ``scale_grad_by_freq`` or ``sparse``.
     """
     for name, module in model.named_modules(remove_duplicate=False):
         for key, parameter in module.named_parameters(recurse=False):
-            known = isinstance(module, nn.Embedding | nn.Linear) and key == "weight"
+            known = isinstance(module, Reader) and key == "weight"
             if parameter is table.weight and not known:
                 raise UnsupportedModelError(
                     f"{table.name!r} is also the parameter {name}.{key} of a "
-                    f"{type(module).__name__}; kflats replaces embeddings and linear heads. "
+                    f"{type(module).__name__}; kflats replaces embeddings, bags and linear heads. "
                     "Untie it first, or name other tables with modules=[...]."
                 )
     for module in table.modules:
         if isinstance(module, nn.Embedding):
             check_options(module)
             scale_of(module)
+        elif isinstance(module, nn.EmbeddingBag):
+            check_bag(module)
         elif type(module).forward is not nn.Linear.forward:
             raise UnsupportedModelError(
                 f"{type(module).__name__} reads {table.name!r} and is no plain nn.Linear; kflats "

@@ -112,7 +112,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no echelon": (edit_table(lambda t: t["shape"].pop("echelon")), "a factor shape has the"),
     "kind": (
         edit_module(lambda m: m.update(kind="cube")),
-        "kind='cube' must be 'embedding' or 'linear'",
+        "kind='cube' must be 'embedding', 'linear' or 'bag'",
     ),
     "scale": (edit_module(lambda m: m.update(scale="2")), "scale='2' must be a number"),
     "padding": (

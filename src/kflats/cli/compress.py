@@ -101,6 +101,12 @@ def compress(
     base_model: Annotated[
         bool, typer.Option("--base-model", help="Load the model without its head.")
     ] = False,
+    entropy: Annotated[
+        bool,
+        typer.Option(
+            "--entropy", help="Entropy-code packed codes: a smaller file, the same in memory."
+        ),
+    ] = False,
     seed: SeedOption = 0,
     device: Annotated[str | None, typer.Option(help="Where to cluster, e.g. cuda.")] = None,
     json: JsonOption = False,
@@ -136,6 +142,8 @@ def compress(
         random_state=seed,
         device=device,
     )
+    if entropy:
+        _check_entropy(config, planned)
     check_new_folder(out)
     quiet_libraries()
     with errors.status("loading the model"):
@@ -146,13 +154,38 @@ def compress(
         config = planning(opened, config, metric, max_drop)
     with fitting("compressing") as callback:
         report = compress_(opened, config, callback=callback)
-    save(opened, out, report=report, extras=tokenizer_saver(opened, model))
+    coded = entropy and config.method == "codes"
+    save(opened, out, report=report, extras=tokenizer_saver(opened, model), entropy=coded)
     text = (
         f"{report}\nsaved to {out}; load it with kflats.load({str(out)!r}), or after import kflats "
-        "as any model"
+        f"as any model{_sizes(out, coded) if entropy else ''}"
     )
     output.print(text, markup=False, highlight=False, soft_wrap=True)
     emit({"output": str(out), **report.to_dict()}, json)
+
+
+def _check_entropy(config: CompressionConfig, planned: bool) -> None:
+    """Stop before long work if no table can be entropy-coded."""
+    from kflats.quantization.entropy import coders
+
+    if config.method != "codes" and not planned:
+        raise typer.BadParameter(
+            f"--entropy is for packed codes, not for method {config.method}: give --bits, or "
+            "--method codes with --target-size."
+        )
+    coders()
+
+
+def _sizes(folder: Path, coded: bool) -> str:
+    """Say what tables take on disk and in memory."""
+    from kflats.storage.info import folder_info
+
+    if not coded:
+        return "\nthe best plan has no packed codes: --entropy changes nothing"
+    return "".join(
+        f"\n{table.name}: {table.num_bytes:,} bytes on disk, {table.resident_bytes:,} in memory"
+        for table in folder_info(folder).tables
+    )
 
 
 def _config(**settings: Any) -> CompressionConfig:

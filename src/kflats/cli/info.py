@@ -36,7 +36,8 @@ def info(folder: FolderArgument, json: JsonOption = False) -> None:
     output.print(table)
     lines = [
         f"{each.name}: {each.num_bytes:,} bytes of {each.dtype} factors and labels instead of "
-        f"{each.dense_bytes:,} ({each.shape.compression:.1%} fewer parameters), relative error "
+        f"{each.dense_bytes:,} ({each.saving}), "
+        f"{each.resident_bytes:,} in memory, relative error "
         + ("not recorded" if each.relative_error is None else f"{each.relative_error:.4f}")
         for each in found.tables
     ]

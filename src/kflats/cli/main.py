@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from kflats import __version__
-from kflats.cli import compress, demo, evaluate, export, glue, info, inspect, restore
+from kflats.cli import compress, demo, evaluate, export, glue, heal, info, inspect, restore
 from kflats.cli import run as run_program
 from kflats.cli.console import STATE, errors
 from kflats.errors import KflatsError
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.command()(inspect.inspect)
 app.command()(compress.compress)
+app.command()(heal.heal)
 app.command()(info.info)
 app.command()(restore.restore)
 app.command()(export.export)

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
-from transformers.core_model_loading import WeightRenaming
+from transformers.core_model_loading import WeightConverter, WeightRenaming
 
 from kflats.errors import CheckpointError, InputError
 from kflats.hf.config import METHOD, KFlatsConfig
+from kflats.hf.unpack import Unpack, is_unpacking
 from kflats.layers import StoredTable
 from kflats.layers.stored import FILE_NAMES
 from kflats.storage.manifest import FORMAT_VERSION, Manifest, factor_layers, owner_names
@@ -52,17 +53,23 @@ def is_described(model: Any) -> bool:
     return isinstance(block, KFlatsConfig)
 
 
-def renamings(manifest: Manifest, owners: dict[str, str] | None = None) -> list[WeightRenaming]:
+def renamings(
+    manifest: Manifest, owners: dict[str, str] | None = None
+) -> list[WeightRenaming | WeightConverter]:
     """Return the renamings from the names in files to those of parameters.
 
-    ``owners`` says which module of the model stands in for the one that named a table.
+    ``owners`` says which module of the model stands in for the one that named a table. Tensors
+    that are entropy-coded in the file are unpacked as well.
     """
-    here = owners or {}
-    return [
-        WeightRenaming(f"{name}.{file_name}", f"{here.get(name, name)}.{key}")
-        for name in manifest.tables
-        for key, file_name in FILE_NAMES.items()
-    ]
+    here, found = owners or {}, []
+    for name, spec in manifest.tables.items():
+        for key, file_name in FILE_NAMES.items():
+            ends = f"{name}.{file_name}", f"{here.get(name, name)}.{key}"
+            unpacked = key == "coefficients" and spec.is_entropy_coded
+            found.append(
+                WeightConverter(*ends, [Unpack(spec)]) if unpacked else WeightRenaming(*ends)
+            )
+    return found
 
 
 def declare_ties(model: Any) -> None:
@@ -154,7 +161,8 @@ def _foreign_conversions(model: Any) -> list[Any]:
 def _is_ours(item: Any, ends: tuple[str, ...]) -> bool:
     targets = item.target_patterns
     names = [targets] if isinstance(targets, str) else targets
-    return isinstance(item, WeightRenaming) and all(name.endswith(ends) for name in names)
+    ours = isinstance(item, WeightRenaming) and all(name.endswith(ends) for name in names)
+    return ours or is_unpacking(item)
 
 
 def _pretrained_parts(model: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers.core_model_loading import WeightRenaming
+from transformers.core_model_loading import WeightConverter, WeightRenaming
 from transformers.quantizers.auto import (
     AUTO_QUANTIZER_MAPPING,
     register_quantization_config,
@@ -16,9 +16,10 @@ from transformers.quantizers.base import HfQuantizer
 
 from kflats.errors import CheckpointError, InputError
 from kflats.hf.config import METHOD, KFlatsConfig
-from kflats.hf.describe import index_tables, renamings
+from kflats.hf.describe import describe_, index_tables, renamings
 from kflats.hf.patches import install
 from kflats.hf.skeleton import insert_layers
+from kflats.hf.unpack import check_unpacked
 from kflats.storage.files import check_tensors, read_headers
 
 
@@ -63,10 +64,13 @@ class KFlatsQuantizer(HfQuantizer):
 
             compress_(model, settings)
             return model
+        check_unpacked(model)
         index_tables(model)
+        if self.quantization_config.manifest.blobs:
+            describe_(model)  # in memory and when it is saved the tables are packed
         return model
 
-    def get_weight_conversions(self) -> list[WeightRenaming]:
+    def get_weight_conversions(self) -> list[WeightRenaming | WeightConverter]:
         """Return the renamings from file names to parameter names."""
         manifest = self.quantization_config.manifest
         return [] if manifest is None else renamings(manifest, getattr(self, "owners", None))

@@ -10,8 +10,14 @@ from torch import nn
 
 from kflats.errors import CheckpointError
 from kflats.hf.describe import declare_ties
-from kflats.layers import StoredTable, TableEmbedding, replace_module
+from kflats.layers import StoredTable, TableBag, TableEmbedding, replace_module
 from kflats.storage.manifest import Manifest, ModuleSpec, TableSpec
+
+_KINDS = {
+    "embedding": nn.Embedding | TableEmbedding,
+    "bag": nn.EmbeddingBag | TableBag,
+    "linear": nn.Linear | StoredTable,
+}
 
 
 def insert_layers(
@@ -67,7 +73,7 @@ def _translated(model: Any, manifest: Manifest) -> tuple[Manifest, dict[str, str
                 owners[table] = owner
             tables[owner] = spec
             modules |= {new: replace(each, table=owner) for new, each in present.items()}
-        elif any(each.kind == "embedding" for each in readers.values()):
+        elif any(each.kind != "linear" for each in readers.values()):
             raise CheckpointError(
                 f"the checkpoint has a factorised table {table!r}, but {type(model).__name__} has "
                 "no embedding there: load it with the class it was saved from (see architectures "
@@ -83,7 +89,7 @@ def _candidates(model: Any, name: str) -> list[str]:
 
 def _resolve(model: Any, name: str, kind: str) -> str | None:
     """Return the name in this model, None if it has no such module."""
-    kinds = nn.Embedding | TableEmbedding if kind == "embedding" else nn.Linear | StoredTable
+    kinds = _KINDS[kind]
     for candidate in _candidates(model, name):
         with suppress(AttributeError):
             if isinstance(model.get_submodule(candidate), kinds):

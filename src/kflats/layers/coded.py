@@ -62,6 +62,7 @@ class CodedTable(StoredTable):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(shape)
+        self._text = json.dumps(shape.to_dict())  # operators take no objects
         d, chosen = shape.embedding_dim, dtype or torch.get_default_dtype()
 
         def constant(kind: torch.dtype, *sizes: int) -> nn.Parameter:
@@ -133,24 +134,22 @@ class CodedTable(StoredTable):
     def rows(self, ids: Tensor, padding_idx: int | None = None) -> Tensor:  # noqa: ARG002
         """Return rows of the table, shape (*ids.shape, embedding_dim), without gradient."""
         tensors = (self.coefficients, self.bases, self.scales, self.books, self.exact)
-        rows: Tensor = lookup_codes(ids, *tensors, self.labels, self.offsets, _text(self.shape))
+        rows: Tensor = lookup_codes(ids, *tensors, self.labels, self.offsets, self._text)
         return rows
 
     def product(self, hidden: Tensor) -> Tensor:
         """Return ``hidden @ table.T``, shape (*, num_embeddings).
 
-        Rows are unpacked block by block, for the gradient of ``hidden`` once more.
+        Rows are unpacked block by block, for the gradient of ``hidden`` once more. Under autocast
+        it computes in the dtype of autocast, as ``nn.Linear`` does.
         """
-        result: Tensor = _Product.apply(hidden, self)  # type: ignore[no-untyped-call]
+        device = hidden.device.type
+        casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if casts and hidden.dtype != torch.float64:
+            hidden = hidden.to(torch.get_autocast_dtype(device))
+        tensors = (self.coefficients, self.bases, self.scales, self.books, self.exact)
+        result: Tensor = multiply_codes(hidden, *tensors, self.labels, self._text)
         return result
-
-    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the ids and rows of all blocks of the table, in the order of their places."""
-        codes = self.codes
-        order = codes.order()
-        for block in row_blocks(self.shape.num_embeddings, 4 * self.shape.embedding_dim):
-            places = torch.arange(block.start, block.stop, device=order.device)
-            yield order[block], rows_at(codes, places)
 
     def extra_repr(self) -> str:
         """Describe the sizes in ``print(model)``."""
@@ -262,29 +261,79 @@ def _(ids: Tensor, coefficients: Tensor, bases: Tensor, scales: Tensor, *others:
     return scales.new_empty(*ids.shape, bases.shape[1])
 
 
-class _Product(torch.autograd.Function):
-    """``hidden @ table.T`` that unpacks the rows again instead of keeping them."""
+@torch.library.custom_op("kflats::multiply_codes", mutates_args=())
+def multiply_codes(
+    hidden: Tensor,
+    coefficients: Tensor,
+    bases: Tensor,
+    scales: Tensor,
+    books: Tensor,
+    exact: Tensor | None,
+    labels: Tensor | None,
+    shape: str,
+) -> Tensor:
+    """Return ``hidden @ table.T``, shape (*, num_embeddings), in the dtype of ``hidden``.
 
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, table: CodedTable) -> Tensor:
-        ctx.table = table
-        result = hidden.new_empty(*hidden.shape[:-1], table.shape.num_embeddings)
-        for ids, rows in table.blocks():
+    The other arguments are those of :func:`lookup_codes`.
+    """
+    described = _shape(shape)
+    codes = Codes(described, coefficients, labels, bases, scales, books, exact)
+    result = hidden.new_empty(*hidden.shape[:-1], described.num_embeddings)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for ids, rows in _blocks(codes):
             result[..., ids] = hidden @ rows.to(hidden.dtype).T
-        return result
+    return result
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (grad,) = grads
-        total = grad.new_zeros(*grad.shape[:-1], ctx.table.shape.embedding_dim)
-        for ids, rows in ctx.table.blocks():
+
+@multiply_codes.register_fake
+def _(hidden: Tensor, *others: Any) -> Tensor:
+    return hidden.new_empty(*hidden.shape[:-1], _shape(others[-1]).num_embeddings)
+
+
+@torch.library.custom_op("kflats::multiply_codes_backward", mutates_args=())
+def multiply_codes_backward(
+    grad: Tensor,
+    coefficients: Tensor,
+    bases: Tensor,
+    scales: Tensor,
+    books: Tensor,
+    exact: Tensor | None,
+    labels: Tensor | None,
+    shape: str,
+) -> Tensor:
+    """Return ``grad @ table``, the gradient of ``hidden``."""
+    described = _shape(shape)
+    codes = Codes(described, coefficients, labels, bases, scales, books, exact)
+    total = grad.new_zeros(*grad.shape[:-1], described.embedding_dim)
+    with torch.autocast(grad.device.type, enabled=False):
+        for ids, rows in _blocks(codes):
             total += grad[..., ids] @ rows.to(grad.dtype)
-        return total, None
+    return total
 
 
-@lru_cache(maxsize=64)
-def _text(shape: CodeShape) -> str:
-    return json.dumps(shape.to_dict())
+@multiply_codes_backward.register_fake
+def _(grad: Tensor, coefficients: Tensor, bases: Tensor, *others: Any) -> Tensor:  # noqa: ARG001
+    return grad.new_empty(*grad.shape[:-1], bases.shape[1])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    ctx.save_for_backward(*inputs[1:7])
+    ctx.shape = inputs[7]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return multiply_codes_backward(grad, *ctx.saved_tensors, ctx.shape), *(None,) * 7
+
+
+multiply_codes.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _blocks(codes: Codes) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the ids and rows of all blocks of the table, in the order of their places."""
+    order = codes.order()
+    for block in row_blocks(codes.shape.num_embeddings, 4 * codes.shape.embedding_dim):
+        places = torch.arange(block.start, block.stop, device=order.device)
+        yield order[block], rows_at(codes, places)
 
 
 @lru_cache(maxsize=64)
@@ -292,11 +341,10 @@ def _shape(text: str) -> CodeShape:
     return CodeShape.from_dict(json.loads(text))
 
 
-@lru_cache(maxsize=64)
 def _starts(shape: CodeShape, device: torch.device) -> Tensor:
     """Return the first place of every group, int32."""
-    counts = torch.tensor(shape.counts)
-    return (counts.cumsum(0) - counts).to(device, torch.int32)
+    starts = [sum(shape.counts[:group]) for group in range(len(shape.counts))]
+    return torch.tensor(starts, dtype=torch.int32, device=device)
 
 
 def _offset_dtype(shape: CodeShape) -> torch.dtype:

@@ -18,7 +18,55 @@ if TYPE_CHECKING:
 _REFUSED = {"max_norm": None, "scale_grad_by_freq": False, "sparse": False}
 
 
-class TableEmbedding(StoredTable):
+class TableLookup(StoredTable):
+    """A compressed table that is read by ids, one by one or in bags.
+
+    Parameters
+    ----------
+    shape : FactorShape or CodeShape
+        Sizes of the table.
+    padding_idx : int, optional
+        Id that is only there to fill up; may be negative.
+    device, dtype : optional
+        As in :class:`torch.nn.Embedding`.
+    """
+
+    # What the dense modules have too; check_options refuses other values.
+    max_norm: float | None = None
+    norm_type = 2.0
+    scale_grad_by_freq = False
+    sparse = False
+
+    def __init__(
+        self,
+        shape: Any,
+        *,
+        padding_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(shape, device=device, dtype=dtype)  # type: ignore[call-arg]
+        self.padding_idx = _normal_padding(padding_idx, shape.num_embeddings)
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the table."""
+        size: int = self.shape.num_embeddings
+        return size
+
+    @property
+    def embedding_dim(self) -> int:
+        """Columns of the table."""
+        size: int = self.shape.embedding_dim
+        return size
+
+    def extra_repr(self) -> str:
+        """Describe the sizes in ``print(model)``."""
+        text = super().extra_repr()
+        return text if self.padding_idx is None else f"{text}, padding_idx={self.padding_idx}"
+
+
+class TableEmbedding(TableLookup):
     """A compressed table where an ``nn.Embedding`` stood.
 
     Parameters
@@ -33,12 +81,6 @@ class TableEmbedding(StoredTable):
         As in :class:`torch.nn.Embedding`.
     """
 
-    # What nn.Embedding has too; check_options refuses other values.
-    max_norm: float | None = None
-    norm_type = 2.0
-    scale_grad_by_freq = False
-    sparse = False
-
     def __init__(
         self,
         shape: Any,
@@ -48,22 +90,9 @@ class TableEmbedding(StoredTable):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(shape, device=device, dtype=dtype)  # type: ignore[call-arg]
-        self.padding_idx = _normal_padding(padding_idx, shape.num_embeddings)
+        super().__init__(shape, padding_idx=padding_idx, device=device, dtype=dtype)
         self.scale = scale
         self.dense_class: type[nn.Embedding] = nn.Embedding
-
-    @property
-    def num_embeddings(self) -> int:
-        """Rows of the table."""
-        size: int = self.shape.num_embeddings
-        return size
-
-    @property
-    def embedding_dim(self) -> int:
-        """Columns of the table."""
-        size: int = self.shape.embedding_dim
-        return size
 
     @property
     def embed_scale(self) -> float | None:
@@ -112,8 +141,6 @@ class TableEmbedding(StoredTable):
     def extra_repr(self) -> str:
         """Describe the sizes in ``print(model)``."""
         text = super().extra_repr()
-        if self.padding_idx is not None:
-            text += f", padding_idx={self.padding_idx}"
         return text if self.scale == 1.0 else f"{text}, scale={self.scale:g}"
 
 
@@ -218,7 +245,7 @@ class FactorizedEmbedding(TableEmbedding, FactorTable):
         return layer.requires_grad_(embedding.weight.requires_grad).train(embedding.training)
 
 
-def check_options(embedding: nn.Embedding) -> None:
+def check_options(embedding: nn.Embedding | nn.EmbeddingBag) -> None:
     """Raise InputError if ``embedding`` uses an option that factors cannot keep."""
     for name, harmless in _REFUSED.items():
         value: Any = getattr(embedding, name)

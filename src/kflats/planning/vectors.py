@@ -13,6 +13,8 @@ from kflats.errors import BudgetError, MissingExtraError
 _WORDS = 256
 _BOOK_BYTES = 2  # code books are counted as float16
 _TRAINING_ROWS = 65536
+_MOST_STAGES = 16
+"""Residual quantisation beyond takes minutes and its books outweigh its codes."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class VectorCodes:
 def product_quantized(table: Tensor, target_bytes: int, seed: int = 0) -> VectorCodes:
     """Return the table by product quantisation with 256 words (Jegou et al. 2011).
 
-    The number of parts is the largest divisor of the columns that fits.
+    The number of parts is the largest that fits; where it does not divide the columns, the first
+    parts have one column more than the others.
 
     Raises
     ------
@@ -37,13 +40,19 @@ def product_quantized(table: Tensor, target_bytes: int, seed: int = 0) -> Vector
     """
     n, d = table.shape
     book = _WORDS * d * _BOOK_BYTES
-    parts = [m for m in range(1, d + 1) if d % m == 0 and n * m + book <= target_bytes]
-    if not parts:
+    parts = min(d, (target_bytes - book) // n)
+    if parts < 1:
         raise BudgetError(f"product quantisation needs {n + book} bytes.")
     faiss = _faiss()
-    quantizer = faiss.ProductQuantizer(d, parts[-1], 8)
-    quantizer.cp.seed = seed + 1
-    return VectorCodes(_coded(quantizer, table), n * parts[-1] + book)
+    wide = d % parts
+    split = wide * (d // parts + 1)
+    coded = []
+    for columns, count in ((table[:, :split], wide), (table[:, split:], parts - wide)):
+        if count:
+            quantizer = faiss.ProductQuantizer(columns.shape[1], count, 8)
+            quantizer.cp.seed = seed + 1
+            coded.append(_coded(quantizer, columns))
+    return VectorCodes(torch.cat(coded, 1), n * parts + book)
 
 
 def residual_quantized(table: Tensor, target_bytes: int, seed: int = 0) -> VectorCodes:
@@ -52,20 +61,22 @@ def residual_quantized(table: Tensor, target_bytes: int, seed: int = 0) -> Vecto
     Raises
     ------
     BudgetError
-        If not even one stage fits.
+        If not even one stage fits, or more than 16 would.
     MissingExtraError
         If faiss is not installed.
     """
     n, d = table.shape
     stage = n + _WORDS * d * _BOOK_BYTES
     stages = target_bytes // stage
-    if stages < 1:
-        raise BudgetError(f"residual quantisation needs {stage} bytes.")
+    if not 1 <= stages <= _MOST_STAGES:
+        raise BudgetError(
+            f"residual quantisation takes from {stage} to {_MOST_STAGES * stage} bytes."
+        )
     faiss = _faiss()
-    quantizer = faiss.ResidualQuantizer(d, int(min(stages, 32)), 8)
+    quantizer = faiss.ResidualQuantizer(d, stages, 8)
     quantizer.cp.seed = seed + 1
     quantizer.max_beam_size = 1
-    return VectorCodes(_coded(quantizer, table), int(min(stages, 32)) * stage)
+    return VectorCodes(_coded(quantizer, table), stages * stage)
 
 
 def _coded(quantizer: Any, table: Tensor) -> Tensor:

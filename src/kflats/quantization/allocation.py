@@ -158,13 +158,15 @@ def thin(errors: Tensor, sizes: Tensor, budget: float, keep: int) -> Sequence[in
     """
     kept = list(range(errors.shape[1]))
     sample = torch.arange(0, len(errors), max(1, len(errors) // 4096), device=errors.device)
-    small, sizes = errors[sample], sizes.expand_as(errors)[sample]
+    every = sizes.expand_as(errors)
+    small, sizes = errors[sample], every[sample]
     share = budget * len(sample) / len(errors)
     while len(kept) > keep:
         trials = []
         for rung_number in kept:
             rest = [other for other in kept if other != rung_number]
-            if float(sizes[:, rest].double().amin(1).sum()) <= share:
+            needed = float(every[:, rest].double().amin(1).sum())
+            if needed <= budget and float(sizes[:, rest].double().amin(1).sum()) <= share:
                 found = assign(small[:, rest], sizes[:, rest], share).rungs
                 left = float(small[:, rest].gather(1, found[:, None]).double().sum())
                 trials.append((left, rest))

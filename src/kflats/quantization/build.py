@@ -87,10 +87,18 @@ def _stored_bases(axes: Axes, shape: CodeShape, dtype: torch.dtype) -> tuple[Ten
     stacked = torch.cat(directions)
     kind = BASIS_DTYPES[shape.basis_bits]
     most = torch.iinfo(kind).max
-    scales = (stacked.abs().amax(1) / most).to(dtype)
+    scales = scales_of(stacked.abs().amax(1), most, dtype)
     wide = scales.float().clamp_min(torch.finfo(torch.float32).tiny)[:, None]
     codes = (stacked / wide).round().clamp(-most, most).to(kind)
     return codes, torch.cat([scales, *columns])
+
+
+def scales_of(largest: Tensor, most: int, dtype: torch.dtype) -> Tensor:
+    """Return the scales with which codes up to ``most`` reach ``largest``, rounded up."""
+    scales = (largest / most).to(dtype)
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    short = scales.to(largest) * most < largest
+    return (scales.view(whole) + short.to(whole)).view(dtype)
 
 
 def _books(axes: Axes, groups: Groups, shape: CodeShape) -> Tensor:

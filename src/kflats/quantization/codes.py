@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from kflats.linalg import row_blocks
+from kflats.linalg import row_blocks, working_dtype
 from kflats.quantization.records import Books, decode
 from kflats.quantization.shape import CodeShape
 from kflats.shape import STORED
@@ -56,9 +57,10 @@ class Codes:
         return torch.argsort(self.labels, stable=True)
 
     def table(self) -> Tensor:
-        """Return all rows, shape (num_embeddings, embedding_dim), float32."""
+        """Return all rows, shape (num_embeddings, embedding_dim), float32 or float64."""
         n, d = self.shape.num_embeddings, self.shape.embedding_dim
-        result, order = self.scales.new_empty(n, d, dtype=torch.float32), self.order()
+        dtype, order = working_dtype(self.scales.dtype), self.order()
+        result = self.scales.new_empty(n, d, dtype=dtype)
         for block in row_blocks(n, 2 * d):
             places = torch.arange(block.start, block.stop, device=result.device)
             result[order[block]] = rows_at(self, places)
@@ -89,9 +91,10 @@ def directions_of(codes: Codes, basis: int) -> Tensor:
 
 
 def rows_at(codes: Codes, places: Tensor) -> Tensor:
-    """Return the rows at ascending places, shape (m, embedding_dim), float32.
+    """Return the rows at ascending places, shape (m, embedding_dim).
 
-    Only these rows are unpacked; those of one basis are multiplied with it together.
+    In float32, or in float64 where the scales are, for the sake of exact rows. Only these rows
+    are unpacked; those of one basis are multiplied with it together.
 
     Raises
     ------
@@ -102,7 +105,8 @@ def rows_at(codes: Codes, places: Tensor) -> Tensor:
     if len(places) and not 0 <= int(places[0]) <= int(places[-1]) < shape.num_embeddings:
         raise IndexError("index out of range in self")
     books = Books(codes.books, shape.widths)
-    rows = codes.scales.new_empty(len(places), shape.embedding_dim, dtype=torch.float32)
+    dtype = working_dtype(codes.scales.dtype)
+    rows = codes.scales.new_empty(len(places), shape.embedding_dim, dtype=dtype)
     starts, sizes = _starts(shape)
     ends = torch.tensor(starts[1:-1], device=places.device, dtype=places.dtype)
     bounds = [0, *torch.searchsorted(places, ends).tolist(), len(places)]
@@ -127,24 +131,28 @@ def rows_at(codes: Codes, places: Tensor) -> Tensor:
                     decode(wanted, shape.runs[number], books, part)
         _finish(codes, basis, inner, rows[begin:end])
     if shape.basis_ids[-1] == STORED and codes.exact is not None:
-        rows[bounds[-2] :] = codes.exact.index_select(0, places[bounds[-2] :] - starts[-2]).float()
+        wanted = places[bounds[-2] :] - starts[-2]
+        rows[bounds[-2] :] = codes.exact.index_select(0, wanted).to(dtype)
     return rows
 
 
 def _finish(codes: Codes, basis: int, inner: Tensor, rows: Tensor) -> None:
     """Write ``inner @ basis + mean`` into ``rows``."""
     directions, mean = directions_of(codes, basis), mean_of(codes, basis)
-    with torch.autocast(rows.device.type, enabled=False):
-        if directions.dim() == 2:
-            torch.mm(inner, directions, out=rows)
-        else:
-            rank = inner.shape[1]
-            torch.mul(inner, directions[:rank], out=rows[:, :rank])
-            rows[:, rank:] = 0
-    if mean is not None:
-        rows += mean
+    if directions.dim() == 2:
+        with torch.autocast(rows.device.type, enabled=False):
+            torch.mm(inner, directions.to(rows.dtype), out=rows)
+        if mean is not None:
+            rows += mean
+        return
+    rank = inner.shape[1]
+    origin = rows.new_zeros(rows.shape[1]) if mean is None else mean
+    torch.addcmul(origin[:rank], inner, directions[:rank], out=rows[:, :rank])
+    if rank < rows.shape[1]:
+        rows[:, rank:] = origin[rank:]
 
 
+@lru_cache(maxsize=64)
 def _starts(shape: CodeShape) -> tuple[list[int], list[int]]:
     """Return the first place of every group and the end, and the first byte of every group."""
     places, bytes_ = [0], [0]

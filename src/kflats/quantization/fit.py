@@ -13,6 +13,9 @@ from kflats.quantization.codes import Codes
 from kflats.quantization.rates import Surroundings, choose_rungs
 from kflats.quantization.settings import CodeSettings
 
+_SLACK = 0.005
+_TRIES = 4
+
 
 def code_table(
     table: Tensor,
@@ -69,8 +72,19 @@ def code_table(
     axes = Axes(rows[free], weights[free] / weights[free].mean(), chosen)
     kept = table.detach()[~free] if len(exact) else None
     around = Surroundings(len(rows), kept, table.dtype)
-    groups = choose_rungs(axes, target_bytes, around)
-    return build_codes(axes, groups, free, kept, table.dtype)
+    codes = build_codes(axes, choose_rungs(axes, target_bytes, around), free, kept, table.dtype)
+    slack = target_bytes - codes.num_bytes
+    if slack <= _SLACK * target_bytes:
+        return codes
+    # What is stored beside the records was bounded from above; spend what that left over.
+    allowed = target_bytes + slack
+    for _ in range(_TRIES):
+        groups = choose_rungs(axes, allowed, around)
+        larger = build_codes(axes, groups, free, kept, table.dtype)
+        if larger.num_bytes <= target_bytes:
+            return larger if larger.num_bytes > codes.num_bytes else codes
+        allowed -= larger.num_bytes - target_bytes
+    return codes
 
 
 def weighted_error(table: Tensor, codes: Codes, weights: Tensor | None) -> float:

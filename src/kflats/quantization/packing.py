@@ -8,6 +8,8 @@ Values of 16 bits are float16, little-endian.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -62,9 +64,11 @@ def _pack_plane(codes: Tensor, width: int) -> Tensor:
     each = 8 // width
     padded = torch.nn.functional.pad(codes.to(torch.uint8), (0, -codes.shape[1] % each))
     shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=codes.device)
-    return (padded.view(len(codes), -1, each) << shifts).sum(2, dtype=torch.uint8)
+    planes = padded.view(len(codes), padded.shape[1] // each, each)
+    return (planes << shifts).sum(2, dtype=torch.uint8)
 
 
+@lru_cache(maxsize=64)
 def codes_of_byte(width: int, device: torch.device) -> Tensor:
     """Return the codes in every byte of a plane, shape (256, 8 // width), uint8."""
     shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=device)

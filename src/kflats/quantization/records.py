@@ -143,7 +143,7 @@ def decode(records: Tensor, runs: Runs, books: Books, out: Tensor) -> None:
 
 def _values(packed: Tensor, bits: int, count: int, books: Books) -> Tensor:
     if bits == HALF:
-        return packed.contiguous().view(torch.float16).float()
+        return packed.clone(memory_format=torch.contiguous_format).view(torch.float16).float()
     levels = books.levels(bits)
     if len(PLANES[bits]) == 1:
         table = levels[codes_of_byte(bits, packed.device).int()]

@@ -53,15 +53,21 @@ def fit_codes(weight: Tensor, config: CompressionConfig, exact_ids: Tensor) -> C
                 weight, target, sample_weight=weights, exact_ids=exact_ids, settings=settings
             )
         except BudgetError as error:
-            refusals.append(str(error))
+            refusals.append(error)
+            if rotated:
+                break  # more clusters need more bytes
             continue
+        except InputError:
+            if n_clusters == 1 or config.n_clusters is not None:
+                raise
+            break  # fewer rows than clusters
         found = weighted_error(weight, codes, weights)
         if found < best_error:
             best, best_error = codes, found
         elif rotated:
             break
     if best is None:
-        raise BudgetError(refusals[0])
+        raise refusals[-1]  # a rotation without directions is the smallest form
     return best
 
 

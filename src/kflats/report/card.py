@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kflats.quantization.shape import CodeShape
-
 if TYPE_CHECKING:
     from kflats.storage.info import FolderInfo, TableInfo
 
@@ -86,16 +84,10 @@ def _row(table: TableInfo) -> str:
         f"{shape.n_clusters}{' affine' if shape.affine else ''}{kept}",
         shape.rank_range,
         f"{table.dense_bytes:,} bytes",
-        f"{table.num_bytes:,} bytes ({_saving(table)})",
+        f"{table.num_bytes:,} bytes ({table.saving})",
         error,
     )
     return f"| {' | '.join(cells)} |"
-
-
-def _saving(table: TableInfo) -> str:
-    if isinstance(table.shape, CodeShape):
-        return f"{8 * table.num_bytes / table.shape.dense_parameters:.2f} bits per parameter"
-    return f"{table.shape.compression:.1%} fewer parameters"
 
 
 def _example(info: FolderInfo, name: str) -> str:

@@ -36,7 +36,9 @@ def read_manifest(folder: Path) -> tuple[Manifest, Path]:
     CheckpointError
         If there is none, or it cannot be read by this kflats.
     """
-    for path in [folder / MANIFEST, folder / "config.json", *sorted(folder.glob("*/config.json"))]:
+    names = (MANIFEST, "config.json")
+    inner = [path for name in names for path in sorted(folder.glob(f"*/{name}"))]
+    for path in [*(folder / name for name in names), *inner]:
         if not path.exists():
             continue
         data = read_json(path)

@@ -85,10 +85,13 @@ def check_tensors(
     CheckpointError
         Naming the folder and the tensor, if one is missing or has a wrong shape.
     """
+    blobs = manifest.blobs
     for name, tensor in manifest.tensors().items():
         header, shape = find_header(name, found), tuple(tensor.shape)
         if header is None:
             raise CheckpointError(f"{folder} has no tensor {name!r}, which {where} announces.")
+        if name in blobs:
+            shape = (math.prod(header.shape),)
         if header.shape != shape:
             raise CheckpointError(
                 f"{folder}: tensor {name!r} has shape {header.shape}, {where} announces {shape}."
@@ -118,8 +121,14 @@ def find_header(name: str, found: dict[str, TensorHeader]) -> TensorHeader | Non
     transformers keeps the old names of some models in their files, such as
     ``language_model.model`` for ``model.language_model``; the last two parts are the same.
     """
+    key = find_name(name, found)
+    return None if key is None else found[key]
+
+
+def find_name(name: str, found: dict[str, TensorHeader]) -> str | None:
+    """Return the name in a file of the tensor that :func:`find_header` returns."""
     if name in found:
-        return found[name]
+        return name
     tail = ".".join(name.split(".")[-2:])
-    alike = [header for key, header in found.items() if ("." + key).endswith("." + tail)]
+    alike = [key for key in found if ("." + key).endswith("." + tail)]
     return alike[0] if len(alike) == 1 else None

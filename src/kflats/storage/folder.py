@@ -23,6 +23,7 @@ from kflats.errors import CheckpointError, InputError
 from kflats.report import CompressionReport
 from kflats.report.card import model_card
 from kflats.storage.check import check_folder, read_json, read_manifest
+from kflats.storage.entropy import check_codes, entropy_code
 from kflats.storage.info import folder_info
 from kflats.storage.manifest import factor_layers
 from kflats.storage.plain import read_plain, write_plain
@@ -77,6 +78,7 @@ def save(
     *,
     report: CompressionReport | None = None,
     extras: Callable[[Path], None] | None = None,
+    entropy: bool = False,
     **options: Any,
 ) -> Path:
     """Write a compressed model with a model card to a new folder.
@@ -91,6 +93,10 @@ def save(
         Kept beside the weights as ``kflats_report.json``.
     extras : callable, optional
         Called with the unfinished folder to add files, such as a tokenizer.
+    entropy : bool, default=False
+        Whether tables in packed codes are entropy-coded in the file: fewer bytes to download, the
+        same in memory, where they are packed again when they are loaded. It needs constriction,
+        ``pip install 'kflats[entropy]'``. A table that would not become smaller is left as it is.
     **options
         Passed to the ``save_pretrained`` of the model, for instance ``max_shard_size``.
 
@@ -102,13 +108,17 @@ def save(
     Raises
     ------
     InputError
-        If the model has no factorised layer.
+        If the model has no factorised layer, or with ``entropy`` no table in packed codes.
     CheckpointError
         If the folder exists or cannot be written.
+    MissingExtraError
+        If ``entropy`` is true and constriction is not installed.
     """
     if not factor_layers(model):
         raise InputError(f"{type(model).__name__} has no factorised layer: run compress_ first.")
-    return _save(model, Path(folder), report, extras, options)
+    if entropy:
+        check_codes(model)
+    return _save(model, Path(folder), report, extras, options, entropy=entropy)
 
 
 def save_dense(
@@ -140,10 +150,14 @@ def _save(
     report: CompressionReport | None,
     extras: Callable[[Path], None] | None,
     options: dict[str, Any],
+    *,
+    entropy: bool = False,
 ) -> Path:
     with new_folder(target) as partial:
         try:
             _write(model, partial, options)
+            if entropy:
+                entropy_code(partial)
             if extras is not None:
                 extras(partial)
             if report is not None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from kflats.errors import CheckpointError
-from kflats.layers.stored import FILE_NAMES
+from kflats.layers.stored import FILE_NAMES, StoredTable
 from kflats.quantization.shape import CodeShape
 from kflats.shape import FactorShape
 from kflats.storage.check import check_folder, read_json
-from kflats.storage.files import find_header
+from kflats.storage.files import TensorHeader, find_header
 from kflats.storage.manifest import FORMAT_VERSION
 
 
@@ -32,6 +32,9 @@ class TableInfo:
         Type of the rows that come out, as safetensors writes it.
     num_bytes, dense_bytes : int
         Bytes of its tensors in the files, and of the table in that type.
+    resident_bytes : int
+        Bytes of its tensors in memory, loaded in that type: unpacked where the file is
+        entropy-coded, and with what is found while loading, such as the places of rows.
     method : str
         How the factors were found; 'unknown' if it was not recorded.
     relative_error : float or None
@@ -44,8 +47,16 @@ class TableInfo:
     dtype: str
     num_bytes: int
     dense_bytes: int
+    resident_bytes: int
     method: str
     relative_error: float | None
+
+    @property
+    def saving(self) -> str:
+        """What was saved in words: parameters, or bits where the form is packed codes."""
+        if isinstance(self.shape, CodeShape):
+            return f"{8 * self.num_bytes / self.shape.dense_parameters:.2f} bits per parameter"
+        return f"{self.shape.compression:.1%} fewer parameters"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +134,7 @@ def folder_info(folder: str | os.PathLike[str]) -> FolderInfo:
                 dtype=rows.dtype,
                 num_bytes=sum(header.num_bytes for header in headers),
                 dense_bytes=dense.num_bytes,
+                resident_bytes=_resident(manifest.modules[name].empty_layer(spec.shape), rows),
                 method=str(spec.origin.get("method", "unknown")),
                 relative_error=spec.origin.get("relative_error"),
             )
@@ -134,6 +146,13 @@ def folder_info(folder: str | os.PathLike[str]) -> FolderInfo:
         tables=tuple(tables),
         tensor_bytes=sum(header.num_bytes for header in found.values()),
     )
+
+
+def _resident(layer: StoredTable, like: TensorHeader) -> int:
+    names = (*layer.FACTORS, *layer.SAVED_BUFFERS, *layer.DERIVED_BUFFERS)
+    tensors = [tensor for name in names if (tensor := getattr(layer, name)) is not None]
+    size = like._replace(shape=(1,)).num_bytes
+    return sum(t.numel() * (size if t.is_floating_point() else t.itemsize) for t in tensors)
 
 
 def _architecture(folder: Path) -> str:

@@ -11,18 +11,31 @@ from torch import Tensor, nn
 from kflats.errors import CheckpointError, InputError
 from kflats.layers import (
     FactorizedEmbedding,
+    FactorizedEmbeddingBag,
     FactorizedLinear,
     QuantizedEmbedding,
+    QuantizedEmbeddingBag,
     QuantizedLinear,
     StoredTable,
+    TableBag,
     TableEmbedding,
     TableLinear,
 )
+from kflats.layers.bag import MODES
 from kflats.layers.stored import FILE_NAMES
+from kflats.quantization.entropy import decompress_codes
 from kflats.quantization.shape import CodeShape
 from kflats.shape import FactorShape, check_fields
 
 FORMAT_VERSION = 4
+CODES, ENTROPY = "codes", "entropy"
+_CLASSES: dict[str, tuple[type[StoredTable], type[StoredTable]]] = {
+    "embedding": (FactorizedEmbedding, QuantizedEmbedding),
+    "linear": (FactorizedLinear, QuantizedLinear),
+    "bag": (FactorizedEmbeddingBag, QuantizedEmbeddingBag),
+}
+_FIELDS = ("kind", "table", "padding_idx", "scale")
+_OF_BAGS = ("mode", "include_last_offset")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +48,8 @@ class TableSpec:
         Rows, columns, and the groups of rows with their bases and their ranks or bits.
     storage : dict
         How each tensor is stored: factors as 'float', the pivots of an echelon form as 'bits', one
-        per column; packed coefficients as 'codes' and their bases as 'int8' or 'int16'.
+        per column; packed coefficients as 'codes', or as 'entropy' if they are entropy-coded in
+        the file, and their bases as 'int8' or 'int16'.
     origin : dict
         How the factors were found (method, relative error); empty if unknown.
     """
@@ -49,9 +63,10 @@ class TableSpec:
         """Return the spec a JSON object describes; what is unknown or missing is refused."""
         check_fields(data, ["shape", "storage", "origin"], "a factorised table")
         storage = data["storage"]
-        coded = isinstance(storage, dict) and storage.get("coefficients") == "codes"
+        form = storage.get("coefficients") if isinstance(storage, dict) else None
+        coded = form in (CODES, ENTROPY)
         shape = (CodeShape if coded else FactorShape).from_dict(data["shape"])
-        expected = _storage(shape)
+        expected = _storage(shape) | ({"coefficients": ENTROPY} if form == ENTROPY else {})
         if data["storage"] != expected:
             raise InputError(
                 f"storage is {data['storage']}, this kflats reads {expected}: install a newer one."
@@ -60,6 +75,23 @@ class TableSpec:
             raise InputError(f"origin must be an object, got {data['origin']!r}.")
         return cls(shape=shape, storage=data["storage"], origin=data["origin"])
 
+    @property
+    def is_entropy_coded(self) -> bool:
+        """Whether the tensor of the coefficients in the file is that of ``compress_codes``."""
+        return self.storage["coefficients"] == ENTROPY
+
+    def coefficients(self, stored: Tensor) -> Tensor:
+        """Return the coefficients as layers have them.
+
+        Raises
+        ------
+        CheckpointError
+            If they are entropy-coded and damaged.
+        """
+        if self.is_entropy_coded and isinstance(self.shape, CodeShape):
+            return decompress_codes(stored, self.shape)
+        return stored
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleSpec:
@@ -67,30 +99,67 @@ class ModuleSpec:
 
     Attributes
     ----------
-    kind : {'embedding', 'linear'}
-        An embedding or an output head; the table says whether of factors or of codes.
+    kind : {'embedding', 'linear', 'bag'}
+        An embedding, an output head or an embedding bag; the table says whether of factors or of
+        codes.
     table : str
         Name of the table.
     padding_idx : int or None
-        As in ``nn.Embedding``; None for heads.
+        As in ``nn.Embedding`` and ``nn.EmbeddingBag``; None for heads.
     scale : float
         Factor on the output of an embedding.
+    mode : {'mean', 'sum', 'max'} or None
+        How a bag makes one row of several; None for other kinds, which do not write it.
+    include_last_offset : bool
+        As in ``nn.EmbeddingBag``; only bags write it.
     """
 
     kind: str
     table: str
     padding_idx: int | None = None
     scale: float = 1.0
+    mode: str | None = None
+    include_last_offset: bool = False
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
+    def of(cls, layer: StoredTable, table: str) -> Self:
+        """Return the spec of a layer that reads the table of that name."""
+        if isinstance(layer, TableLinear):
+            return cls(kind="linear", table=table)
+        if isinstance(layer, TableBag):
+            return cls(
+                kind="bag",
+                table=table,
+                padding_idx=layer.padding_idx,
+                mode=layer.mode,
+                include_last_offset=layer.include_last_offset,
+            )
+        if isinstance(layer, TableEmbedding):
+            return cls(
+                kind="embedding", table=table, padding_idx=layer.padding_idx, scale=layer.scale
+            )
+        raise InputError(f"{type(layer).__name__} is no layer that kflats writes.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        data = asdict(self)
+        return data if self.kind == "bag" else {key: data[key] for key in _FIELDS}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Self:
         """Return the spec a JSON object describes; what is unknown or missing is refused."""
-        check_fields(data, ["kind", "table", "padding_idx", "scale"], "a factorised module")
+        is_bag = isinstance(data, dict) and data.get("kind") == "bag"
+        check_fields(data, [*_FIELDS, *(_OF_BAGS if is_bag else ())], "a factorised module")
         spec = cls(**data)
         if not isinstance(spec.table, str):
             raise InputError(f"table={spec.table!r} must be a name.")
-        if spec.kind not in ("embedding", "linear"):
-            raise InputError(f"kind={spec.kind!r} must be 'embedding' or 'linear'.")
+        if spec.kind not in _CLASSES:
+            raise InputError(f"kind={spec.kind!r} must be 'embedding', 'linear' or 'bag'.")
+        if is_bag and (spec.mode not in MODES or type(spec.include_last_offset) is not bool):
+            raise InputError(
+                f"mode={spec.mode!r} and include_last_offset={spec.include_last_offset!r} of a bag "
+                f"must be one of {MODES}, and true or false."
+            )
         if type(spec.scale) not in (int, float):
             raise InputError(f"scale={spec.scale!r} must be a number.")
         if spec.padding_idx is not None and type(spec.padding_idx) is not int:
@@ -99,11 +168,15 @@ class ModuleSpec:
 
     def empty_layer(self, shape: FactorShape | CodeShape) -> StoredTable:
         """Return a layer of these sizes without storage."""
-        coded = isinstance(shape, CodeShape)
-        if self.kind == "linear":
-            return (QuantizedLinear if coded else FactorizedLinear)(shape, device="meta")
-        kind: type[TableEmbedding] = QuantizedEmbedding if coded else FactorizedEmbedding
-        return kind(shape, padding_idx=self.padding_idx, scale=self.scale, device="meta")
+        make: Callable[..., StoredTable] = _CLASSES[self.kind][isinstance(shape, CodeShape)]
+        settings: dict[str, Any] = {}
+        if self.kind != "linear":
+            settings["padding_idx"] = self.padding_idx
+        if self.kind == "embedding":
+            settings["scale"] = self.scale
+        elif self.kind == "bag":
+            settings |= {name: getattr(self, name) for name in _OF_BAGS}
+        return make(shape, **settings, device="meta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,15 +200,7 @@ class Manifest:
                 tables[name] = TableSpec(
                     shape=module.shape, storage=storage, origin=dict(module.origin)
                 )
-            if isinstance(module, TableEmbedding):
-                modules[name] = ModuleSpec(
-                    kind="embedding",
-                    table=table,
-                    padding_idx=module.padding_idx,
-                    scale=module.scale,
-                )
-            else:
-                modules[name] = ModuleSpec(kind="linear", table=table)
+            modules[name] = ModuleSpec.of(module, table)
         return cls(tables=tables, modules=modules)
 
     def to_dict(self) -> dict[str, Any]:
@@ -146,7 +211,7 @@ class Manifest:
         }
         return {
             "tables": tables,
-            "modules": {name: asdict(spec) for name, spec in self.modules.items()},
+            "modules": {name: spec.to_dict() for name, spec in self.modules.items()},
         }
 
     @classmethod
@@ -179,8 +244,17 @@ class Manifest:
                 raise InputError(f"the table {name!r} is not read by the module of its name.")
         return cls(tables=tables, modules=modules)
 
+    @property
+    def blobs(self) -> set[str]:
+        """Names of the entropy-coded tensors: flat, and of any length in a file."""
+        coded = (name for name, spec in self.tables.items() if spec.is_entropy_coded)
+        return {f"{name}.{FILE_NAMES['coefficients']}" for name in coded}
+
     def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor that the tables have in a file by name, without storage."""
+        """Return every tensor that the tables have in a file by name, without storage.
+
+        Those of :attr:`blobs` as they are after loading.
+        """
         tensors = {}
         for name, spec in self.tables.items():
             for key, tensor in self.modules[name].empty_layer(spec.shape).state_dict().items():
@@ -209,7 +283,7 @@ class Manifest:
 
 def _storage(shape: FactorShape | CodeShape) -> dict[str, str]:
     if isinstance(shape, CodeShape):
-        kinds = {"coefficients": "codes", "bases": f"int{shape.basis_bits}"}
+        kinds = {"coefficients": CODES, "bases": f"int{shape.basis_bits}"}
         return kinds | dict.fromkeys(["scales", "books", "exact"], "float")
     storage = {"coefficients": "float", "bases": "float"}
     if shape.affine:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kflats.errors import CheckpointError, InputError
-from kflats.layers import StoredTable, TableLinear, replace_module
+from kflats.layers import StoredTable, TableBag, TableLinear, replace_module
 from kflats.layers.stored import FILE_NAMES
 from kflats.storage.manifest import FORMAT_VERSION, Manifest, factor_layers
 
@@ -52,8 +52,10 @@ def read_plain(folder: Path, manifest: Manifest, model: nn.Module) -> nn.Module:
     def fill(name: str, layer: StoredTable) -> None:
         names = {key: f"{name}.{FILE_NAMES.get(key, key)}" for key in layer.state_dict()}
         try:
-            layer.load_state_dict({key: tensors[file] for key, file in names.items()}, assign=True)
-        except InputError as error:
+            state = {key: tensors[file] for key, file in names.items()}
+            state["coefficients"] = manifest.tables[name].coefficients(state["coefficients"])
+            layer.load_state_dict(state, assign=True)
+        except (InputError, CheckpointError) as error:
             raise CheckpointError(f"{folder / WEIGHTS}: {name}: {error}") from error
 
     layers = manifest.build(fill)
@@ -98,6 +100,12 @@ def _is_factor(key: str, layers: dict[str, StoredTable]) -> bool:
     return name in layers and leaf != "bias"
 
 
+def _dense_kind(layer: StoredTable) -> type[nn.Linear | nn.EmbeddingBag | nn.Embedding]:
+    if isinstance(layer, TableLinear):
+        return nn.Linear
+    return nn.EmbeddingBag if isinstance(layer, TableBag) else nn.Embedding
+
+
 def _check_same(
     folder: Path,
     model: nn.Module,
@@ -109,7 +117,7 @@ def _check_same(
             module = model.get_submodule(name)
         except AttributeError:
             module = nn.Identity()
-        kind = nn.Linear if isinstance(layer, TableLinear) else nn.Embedding
+        kind = _dense_kind(layer)
         shape = tuple(module.weight.shape) if isinstance(module, kind) else None
         if shape != tuple(layer.weight.shape):
             raise CheckpointError(

@@ -1,0 +1,157 @@
+"""Student: a compressed model and its dense teacher as one module whose output is a loss."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kflats.errors import InputError, UnsupportedModelError
+
+Features = dict[str, Tensor]
+DIVERGED = (
+    "healing diverged: the loss is not finite. The model is as it was; use a smaller learning_rate."
+)
+
+
+class Student(nn.Module):
+    """A model, its teacher, and how far their outputs are apart.
+
+    Sentence embeddings are compared by one minus their cosine, logits by the Kullback-Leibler
+    divergence from those of the teacher, hidden states by their squared error relative to the
+    teacher's squared norm; logits and hidden states only where there is text.
+
+    Parameters
+    ----------
+    model, teacher : nn.Module
+        Of sentence-transformers, or of transformers without a decoder of its own input. Both are
+        kept in evaluation mode: dropout would add noise that the teacher does not have.
+    """
+
+    def __init__(self, model: nn.Module, teacher: nn.Module) -> None:
+        super().__init__()
+        self.model, self.teacher = model, teacher
+        for each in (model, teacher):
+            if getattr(getattr(each, "config", None), "is_encoder_decoder", False):
+                raise UnsupportedModelError(
+                    f"{type(each).__name__} needs texts for its decoder too; heal its encoder, or "
+                    "train it on your task."
+                )
+
+    def train(self, mode: bool = True) -> Student:  # noqa: ARG002
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, features: Features) -> dict[str, Tensor]:
+        """Return the loss of a batch of tokens as ``{"loss": loss}``.
+
+        Raises
+        ------
+        InputError
+            If it is not finite, or the outputs of the two differ in shape.
+        """
+        with torch.no_grad():
+            wanted, _ = _output(self.teacher, features)
+        got, kind = _output(self.model, features)
+        if got.shape != wanted.shape:
+            raise InputError(
+                f"the model gives {tuple(got.shape)} and its teacher {tuple(wanted.shape)}; the "
+                "teacher must be the model before compression."
+            )
+        mask = features["attention_mask"].bool()
+        loss = _LOSSES[kind](got.float(), wanted.float(), mask)
+        if not bool(loss.isfinite()):
+            raise InputError(DIVERGED)
+        return {"loss": loss}
+
+
+def _output(model: Any, features: Features) -> tuple[Tensor, str]:
+    """Return what a model is compared by, and of which kind it is."""
+    if hasattr(model, "encode"):
+        return model(dict(features))["sentence_embedding"], "sentence"
+    output = model(**features)
+    for kind in ("logits", "last_hidden_state"):
+        found = getattr(output, kind, None)
+        if isinstance(found, Tensor):
+            return found, kind
+    raise UnsupportedModelError(
+        f"{type(model).__name__} gives neither sentence embeddings, nor logits, nor "
+        "last_hidden_state; models of sentence-transformers and transformers do."
+    )
+
+
+def _cosine_loss(got: Tensor, wanted: Tensor, _: Tensor) -> Tensor:
+    return (1 - torch.cosine_similarity(got, wanted)).mean()
+
+
+def _logit_loss(got: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
+    if got.dim() == 3:
+        got, wanted = got[mask], wanted[mask]
+    if got.shape[-1] < 2:
+        raise UnsupportedModelError("one number is no distribution: load the model without head.")
+    logs = (got.log_softmax(-1), wanted.log_softmax(-1))
+    return nn.functional.kl_div(*logs, reduction="batchmean", log_target=True)
+
+
+def _hidden_loss(got: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
+    error = (got - wanted)[mask].square().sum()
+    return error / wanted[mask].square().sum().clamp_min(1e-30)
+
+
+_LOSSES = {"sentence": _cosine_loss, "logits": _logit_loss, "last_hidden_state": _hidden_loss}
+
+
+class Batches:
+    """Tokens of texts, and the batches made of them.
+
+    Parameters
+    ----------
+    tokenizer : transformers tokenizer
+        One without padding token gets its end of text for that, in a copy.
+    max_length : int
+        Most tokens of a piece. Longer texts become several pieces (with a tokenizer that is not
+        one of the fast ones they are cut).
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        if tokenizer.pad_token is None:
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.pad_token = tokenizer.eos_token
+        self.tokenizer, self.max_length = tokenizer, max_length
+
+    def pieces(self, texts: Iterable[str]) -> list[dict[str, list[int]]]:
+        """Return the tokens of all pieces that hold a known token.
+
+        Raises
+        ------
+        InputError
+            If there is none.
+        """
+        kept = [text for text in texts if text.strip()]
+        special = set(self.tokenizer.all_special_ids)
+        found = self._tokens(kept) if kept else []
+        found = [piece for piece in found if not special.issuperset(piece["input_ids"])]
+        if not found:
+            raise InputError(
+                f"{len(kept)} texts hold no token that the model knows; give text in its language."
+            )
+        return found
+
+    def _tokens(self, texts: list[str]) -> list[dict[str, list[int]]]:
+        encoded = self.tokenizer(
+            texts,
+            truncation=True,
+            max_length=self.max_length,
+            return_overflowing_tokens=self.tokenizer.is_fast,
+            return_attention_mask=True,
+        )
+        names = [name for name in self.tokenizer.model_input_names if name in encoded]
+        columns = (encoded[name] for name in names)
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+    def __call__(self, pieces: list[dict[str, list[int]]]) -> dict[str, Features]:
+        """Return one padded batch under the name that :meth:`Student.forward` takes."""
+        return {"features": dict(self.tokenizer.pad(pieces, return_tensors="pt"))}

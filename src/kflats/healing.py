@@ -1,0 +1,388 @@
+"""heal_: let a compressed model learn from its dense teacher on unlabelled text."""
+
+from __future__ import annotations
+
+import math
+import random
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kflats.distillation import DIVERGED, Batches, Student
+from kflats.errors import InputError, MissingExtraError
+from kflats.layers import replace_module
+from kflats.layers.coded import CodedTable
+from kflats.layers.trainable import TrainableTable
+from kflats.quantization.training import pack_, unpack_
+from kflats.storage.manifest import factor_layers
+
+PARTS = ("table", "all")
+_OF_ROWS = 0.1
+"""Numbers of single rows move slower than shared ones: rounding makes their gradients rough."""
+_HELD_OUT = 256
+_SETTINGS: dict[str, Any] = {
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0.05,
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "report_to": [],
+    "disable_tqdm": True,
+    "remove_unused_columns": False,
+    "dataloader_pin_memory": False,
+}
+Pieces = list[dict[str, list[int]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealingReport:
+    """What healing has done.
+
+    Attributes
+    ----------
+    loss_before, loss_after : float
+        Distance from the teacher on texts that were held out, as the model is saved; see
+        :class:`kflats.distillation.Student`.
+    steps : int
+        Batches that were trained on.
+    pieces : int
+        Different pieces of text to train on.
+    parts : {'table', 'all'}
+        What was trained.
+    seconds : float
+        Duration.
+    """
+
+    loss_before: float
+    loss_after: float
+    steps: int
+    pieces: int
+    parts: str
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a JSON object."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"distance from the teacher {self.loss_before:.5f} -> {self.loss_after:.5f}, "
+            f"{self.steps} steps on {self.pieces} pieces of text, {self.seconds:.0f} s"
+        )
+
+
+def heal_(
+    model: nn.Module,
+    texts: Iterable[str],
+    *,
+    teacher: nn.Module,
+    tokenizer: Any = None,
+    parts: str = "table",
+    epochs: float = 1.0,
+    max_steps: int | None = 1000,
+    learning_rate: float = 1e-2,
+    body_learning_rate: float = 2e-5,
+    batch_size: int = 32,
+    max_length: int = 16,
+    seed: int = 0,
+    arguments: dict[str, Any] | None = None,
+) -> HealingReport:
+    """Train a compressed model for a short while to give what its dense teacher gives, in place.
+
+    The tables keep their size: packed codes are unpacked, trained and packed again. The trainer
+    of transformers runs it, where the model is; everything it seeds it seeds with ``seed``.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A compressed model of sentence-transformers or transformers.
+    texts : iterable of str
+        Unlabelled text in the language of the model, shuffled; some is held out for the report.
+    teacher : nn.Module
+        The model before compression.
+    tokenizer : transformers tokenizer, optional
+        Needed for models that have none of their own.
+    parts : {'table', 'all'}, default='table'
+        What trains: the compressed tables only, or everything.
+    epochs : float, default=1.0
+        How often every text is used.
+    max_steps : int or None, default=1000
+        Most batches.
+    learning_rate : float, default=1e-2
+        Of what the rows of a packed table share, relative to the size of the numbers; those of
+        single rows, and float factors, have a tenth of it.
+    body_learning_rate : float, default=2e-5
+        Of everything else, for ``parts='all'``.
+    batch_size : int, default=32
+        Pieces of text per step.
+    max_length : int, default=16
+        Most tokens of a piece of text; longer texts become several pieces.
+    seed : int, default=0
+        Of the order of the texts.
+    arguments : dict, optional
+        More of :class:`transformers.TrainingArguments`, for instance ``{"bf16": True}``.
+
+    Returns
+    -------
+    HealingReport
+        Distances from the teacher before and after.
+
+    Raises
+    ------
+    InputError
+        If a setting is out of range, the model has no compressed table, the texts hold no token it
+        knows, or a loss is not finite. The model is as it was then.
+
+    Examples
+    --------
+    >>> from kflats.models import open_sentence_model
+    >>> teacher, model = (open_sentence_model("minilm") for _ in range(2))  # doctest: +SKIP
+    >>> report = compress_(model, CompressionConfig(bits=1))  # doctest: +SKIP
+    >>> print(heal_(model, open("text.txt"), teacher=teacher))  # doctest: +SKIP
+    """
+    started = time.perf_counter()
+    numbers = {
+        "epochs": epochs,
+        "max_steps": 1 if max_steps is None else max_steps,
+        "learning_rate": learning_rate,
+        "body_learning_rate": body_learning_rate,
+        "batch_size": batch_size,
+        "max_length": max_length,
+    }
+    _check(model, teacher, parts, numbers)
+    batches = Batches(_tokenizer(model, tokenizer), max_length)
+    train, held = _split(batches.pieces(texts), seed)
+    steps = math.ceil(epochs * len(train) / batch_size)
+    steps = steps if max_steps is None else min(steps, max_steps)
+    settings = {
+        "max_steps": steps,
+        "learning_rate": learning_rate,
+        "per_device_train_batch_size": batch_size,
+        "seed": seed,
+        **(arguments or {}),
+    }
+    before = _distance(model, teacher, held, batches)
+    with _trainable(model, teacher, parts) as groups:
+        rates = (learning_rate, body_learning_rate)
+        _train(Student(model, teacher), groups, rates, train, batches, settings)
+    _describe(model, steps)
+    return HealingReport(
+        loss_before=before,
+        loss_after=_distance(model, teacher, held, batches),
+        steps=steps,
+        pieces=len(train),
+        parts=parts,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _describe(model: nn.Module, steps: int) -> None:
+    """Say in the tables that they were healed; their error on the dense rows is another now."""
+    for layer in factor_layers(model).values():
+        known = {key: each for key, each in layer.origin.items() if key != "relative_error"}
+        layer.origin = {**known, "healing_steps": steps}
+
+
+def _check(model: nn.Module, teacher: nn.Module, parts: str, numbers: dict[str, float]) -> None:
+    if parts not in PARTS:
+        raise InputError(f"parts={parts!r} must be one of {PARTS}.")
+    for name, value in numbers.items():
+        if not 0 < value < math.inf:
+            raise InputError(f"{name}={value} must be a finite number above 0.")
+    if not factor_layers(model):
+        raise InputError(f"{type(model).__name__} has no compressed table: run compress_ first.")
+    if teacher is model:
+        raise InputError("the teacher is the model itself; load the dense model once more.")
+
+
+def _tokenizer(model: Any, given: Any) -> Any:
+    found = getattr(model, "tokenizer", None) if given is None else given
+    if found is None:
+        raise InputError(f"{type(model).__name__} has no tokenizer of its own: give tokenizer=.")
+    return found
+
+
+def _split(pieces: Pieces, seed: int) -> tuple[Pieces, Pieces]:
+    """Return what to train on and what to hold out; a single piece serves for both."""
+    shuffled = list(pieces)
+    random.Random(seed).shuffle(shuffled)
+    held = min(_HELD_OUT, max(1, len(shuffled) // 10))
+    return shuffled[held:] or shuffled, shuffled[:held]
+
+
+def _distance(model: nn.Module, teacher: nn.Module, pieces: Pieces, batches: Batches) -> float:
+    """Return the mean loss over all pieces."""
+    total = 0.0
+    with _kept_modes(model, teacher), torch.no_grad():
+        student = Student(model, teacher).train(False)
+        for start in range(0, len(pieces), 32):
+            part = pieces[start : start + 32]
+            features = batches(part)["features"]
+            features = {name: each.to(_device(model)) for name, each in features.items()}
+            total += float(student(features)["loss"]) * len(part)
+    return total / len(pieces)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+@contextmanager
+def _kept_modes(*models: nn.Module) -> Iterator[None]:
+    """Let all modules be in training or evaluation mode again as they are now."""
+    modes = [(each, each.training) for model in models for each in model.modules()]
+    try:
+        yield
+    finally:
+        for each, mode in modes:
+            each.training = mode
+
+
+@contextmanager
+def _trainable(model: nn.Module, teacher: nn.Module, parts: str) -> Iterator[Groups]:
+    """Unpack the tables and let the parts train; give their parameters and pack them afterwards.
+
+    After an error the model is as it was.
+    """
+    packed = {n: each for n, each in factor_layers(model).items() if isinstance(each, CodedTable)}
+    if packed:
+        unpack_(model)
+    groups = _groups(model, parts)
+    flags = [(each, each.requires_grad) for each in (*model.parameters(), *teacher.parameters())]
+    old = [(each, each.detach().clone()) for each in groups.kept]
+    for each, _ in flags:
+        each.requires_grad_(False)
+    for each in groups.parameters:
+        each.requires_grad_(True)
+    try:
+        with _kept_modes(model, teacher):
+            yield groups
+        if packed:
+            pack_(model)
+    except BaseException:
+        for name, layer in packed.items():
+            replace_module(model, name, layer)
+        with torch.no_grad():
+            for each, values in old:
+                each.copy_(values)
+        raise
+    finally:
+        for each, flag in flags:
+            each.requires_grad_(flag)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The parameters that train.
+
+    Attributes
+    ----------
+    codes : list of Parameter
+        Of unpacked tables, shared by rows; their numbers are about 1.
+    latents : list of Parameter
+        Of unpacked tables, of single rows; about 1 too.
+    factors : list of Parameter
+        Of tables in factors, of any size.
+    body : list of Parameter
+        Everything else.
+    """
+
+    codes: list[nn.Parameter]
+    latents: list[nn.Parameter]
+    factors: list[nn.Parameter]
+    body: list[nn.Parameter]
+
+    @property
+    def kept(self) -> list[nn.Parameter]:
+        """Those that stay in the model."""
+        return [*self.factors, *self.body]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All of them."""
+        return [*self.codes, *self.latents, *self.factors, *self.body]
+
+    def for_optimizer(self, rate: float, body_rate: float) -> list[dict[str, Any]]:
+        """Return parameter groups with their learning rates."""
+        rated: list[tuple[list[nn.Parameter], float]] = [
+            (self.codes, rate),
+            (self.latents, _OF_ROWS * rate),
+            (self.body, body_rate),
+        ]
+        rated += [([each], _OF_ROWS * rate * _size(each)) for each in self.factors]
+        return [{"params": p, "lr": lr, "weight_decay": 0.0} for p, lr in rated if p]
+
+
+def _size(parameter: Tensor) -> float:
+    """Return the root mean square of the numbers, 1 if all are zero."""
+    return float(parameter.detach().float().square().mean().sqrt()) or 1.0
+
+
+def _groups(model: nn.Module, parts: str) -> Groups:
+    codes: dict[int, nn.Parameter] = {}
+    latents: dict[int, nn.Parameter] = {}
+    factors: dict[int, nn.Parameter] = {}
+    fixed: set[int] = set()
+    for layer in factor_layers(model).values():
+        unpacked = isinstance(layer, TrainableTable)
+        for name in layer.FACTORS:
+            each = getattr(layer, name)
+            if each is None or not each.numel() or (unpacked and name == "exact"):
+                fixed.add(id(each))
+            else:
+                of_rows = latents if name in ("latent", "log_gains") else codes
+                (of_rows if unpacked else factors)[id(each)] = each
+    known = codes.keys() | latents.keys() | factors.keys() | fixed
+    others = [each for each in model.parameters() if id(each) not in known]
+    return Groups(
+        list(codes.values()),
+        list(latents.values()),
+        list(factors.values()),
+        others if parts == "all" else [],
+    )
+
+
+def _train(
+    student: Student,
+    groups: Groups,
+    rates: tuple[float, float],
+    pieces: Pieces,
+    batches: Batches,
+    settings: dict[str, Any],
+) -> None:
+    """Run the trainer of transformers.
+
+    Raises
+    ------
+    InputError
+        If a loss or a trained number is not finite.
+    """
+    try:
+        from transformers import PrinterCallback, Trainer, TrainingArguments
+    except ImportError as error:
+        raise MissingExtraError("transformers", "train") from error
+
+    device = _device(student.model)
+    with tempfile.TemporaryDirectory() as place:
+        chosen = TrainingArguments(
+            place, **{**_SETTINGS, "use_cpu": device.type == "cpu", **settings}
+        )
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(chosen, student)
+        optimizer = kind(groups.for_optimizer(*rates), **options)
+        trainer = Trainer(
+            student,
+            chosen,
+            train_dataset=pieces,
+            data_collator=batches,
+            optimizers=(optimizer, None),
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    student.to(device)
+    if not all(bool(each.isfinite().all()) for each in groups.parameters):
+        raise InputError(DIVERGED)
