@@ -7,6 +7,7 @@ block instead of as a whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -201,9 +202,19 @@ def relative_error(table: Tensor, approximation: Tensor) -> float:
             f"shapes differ: {tuple(table.shape)} and {tuple(approximation.shape)}; "
             "give two matrices of one shape."
         )
+    return math.sqrt(squared_relative_error(table, approximation))
+
+
+def squared_relative_error(
+    table: Tensor, approximation: Tensor, weights: Tensor | None = None
+) -> float:
+    """Return the (weighted) squared error of the rows over their squared norms, in float64."""
     error = 0.0
     for block in row_blocks(*table.shape):
         difference = table[block].to(torch.float64) - approximation[block].to(torch.float64)
-        error += float(difference.square_().sum())
-    norm = squared_norm(table)
-    return (error / norm) ** 0.5 if norm else float(error > 0)
+        errors = difference.square_().sum(1)
+        if weights is not None:
+            errors *= weights[block]
+        error += float(errors.sum())
+    norm = squared_norm(table, weights)
+    return error / norm if norm else float(error > 0)

@@ -66,6 +66,12 @@ def basis_parameters(rank: Number, embedding_dim: int, *, affine: bool, echelon:
     return (rank + int(affine)) * columns
 
 
+def rank_range(ranks: tuple[int, ...]) -> str:
+    """Return dimensions in words: '216', or '31-254' where they differ; '0' for none."""
+    ranks = ranks or (0,)
+    return str(ranks[0]) if len(set(ranks)) == 1 else f"{min(ranks)}-{max(ranks)}"
+
+
 def mask_bytes(embedding_dim: int) -> int:
     """Return the bytes of one bit per column."""
     return -(-embedding_dim // 8)
@@ -230,8 +236,7 @@ class FactorShape:
     @property
     def rank_range(self) -> str:
         """The dimensions in words: '216', or '31-254' where they differ."""
-        ranks = self.basis_ranks or (0,)
-        return str(ranks[0]) if len(set(ranks)) == 1 else f"{min(ranks)}-{max(ranks)}"
+        return rank_range(self.basis_ranks)
 
     @property
     def n_exact(self) -> int:

@@ -13,12 +13,13 @@ from kflats.analysis.baselines import half, rounded
 from kflats.config import CompressionConfig
 from kflats.errors import BudgetError, MissingExtraError
 from kflats.fit import factorize, row_weights
-from kflats.linalg import row_blocks
+from kflats.linalg import squared_relative_error
 from kflats.planning.vectors import product_quantized, residual_quantized
 from kflats.quantization.codebooks import WIDTHS
 from kflats.quantization.fit import code_table
 from kflats.quantization.packing import packed_bytes
 from kflats.quantization.search import fit_codes
+from kflats.quantization.settings import CodeSettings
 
 PAPER_CLUSTERS = 5
 
@@ -107,7 +108,7 @@ class Candidates:
             if n * (1 + packed_bytes(d, bits)) + 10 * d > target_bytes:
                 continue
             codes = code_table(
-                self.weight, config.code_bytes(n * d), settings=_settings(config.options)
+                self.weight, config.code_bytes(n * d), settings=CodeSettings(**config.options)
             )
             if codes.num_bytes <= target_bytes:
                 table = codes.table().to(self.weight.dtype)
@@ -169,21 +170,8 @@ class Candidates:
 
     def error(self, table: Tensor) -> float:
         """Return the weighted squared relative error of a table that stands for this one."""
-        total = norm = 0.0
-        for block in row_blocks(*table.shape):
-            rows = self.weight[block].double()
-            share = torch.ones(len(rows)) if self.weights is None else self.weights[block]
-            share = share.to(rows)
-            total += float(share @ (rows - table[block].to(rows)).square().sum(1))
-            norm += float(share @ rows.square().sum(1))
-        return total / norm if norm else float(total > 0)
+        return squared_relative_error(self.weight, table, self.weights)
 
 
 def _rounder(weight: Tensor, bits: int) -> Callable[[], Any]:
     return lambda: rounded(weight, bits)
-
-
-def _settings(options: dict[str, Any]) -> Any:
-    from kflats.quantization.settings import CodeSettings
-
-    return CodeSettings(**options)

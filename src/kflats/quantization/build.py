@@ -85,15 +85,20 @@ def _stored_bases(axes: Axes, shape: CodeShape, dtype: torch.dtype) -> tuple[Ten
         else:
             directions.append((vectors * deviations).T[: shape.basis_ranks[basis]])
     stacked = torch.cat(directions)
-    kind = BASIS_DTYPES[shape.basis_bits]
-    most = torch.iinfo(kind).max
-    scales = scales_of(stacked.abs().amax(1), most, dtype)
-    wide = scales.float().clamp_min(torch.finfo(torch.float32).tiny)[:, None]
-    codes = (stacked / wide).round().clamp(-most, most).to(kind)
+    codes, scales = round_directions(stacked, shape.basis_bits, dtype)
     return codes, torch.cat([scales, *columns])
 
 
-def scales_of(largest: Tensor, most: int, dtype: torch.dtype) -> Tensor:
+def round_directions(rows: Tensor, bits: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return rows as whole numbers of so many bits, and one scale for each in ``dtype``."""
+    kind = BASIS_DTYPES[bits]
+    most = torch.iinfo(kind).max
+    scales = _scales(rows.abs().amax(1), most, dtype)
+    wide = scales.float().clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+    return (rows / wide).round().clamp(-most, most).to(kind), scales
+
+
+def _scales(largest: Tensor, most: int, dtype: torch.dtype) -> Tensor:
     """Return the scales with which codes up to ``most`` reach ``largest``, rounded up."""
     scales = (largest / most).to(dtype)
     whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]

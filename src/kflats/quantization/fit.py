@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kflats.errors import InputError
-from kflats.linalg import check_table, row_blocks
+from kflats.linalg import check_table, squared_relative_error
 from kflats.quantization.axes import Axes
 from kflats.quantization.build import build_codes
 from kflats.quantization.codes import Codes
@@ -89,12 +89,4 @@ def code_table(
 
 def weighted_error(table: Tensor, codes: Codes, weights: Tensor | None) -> float:
     """Return the weighted squared relative error of coded rows."""
-    total = norm = 0.0
-    restored = codes.table()
-    for block in row_blocks(*table.shape):
-        rows = table[block].double()
-        share = torch.ones(len(rows)) if weights is None else weights[block].cpu()
-        share = share.to(rows)
-        total += float(share @ (rows - restored[block].double()).square().sum(1))
-        norm += float(share @ rows.square().sum(1))
-    return total / norm if norm else float(total > 0)
+    return squared_relative_error(table, codes.table(), weights)

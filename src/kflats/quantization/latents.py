@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kflats.quantization.build import scales_of
+from kflats.quantization.build import round_directions
 from kflats.quantization.codes import Codes
 from kflats.quantization.records import GAIN_STEPS, Books, decode, encode, quantize
-from kflats.quantization.shape import BASIS_DTYPES, CodeShape, Runs
+from kflats.quantization.shape import CodeShape, Runs
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,15 +118,6 @@ def codes_of(latents: Latents, dtype: torch.dtype) -> Codes:
         books=numbers,
         exact=latents.exact,
     )
-
-
-def round_directions(rows: Tensor, bits: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return rows as whole numbers of so many bits, and one scale for each in ``dtype``."""
-    kind = BASIS_DTYPES[bits]
-    most = torch.iinfo(kind).max
-    scales = scales_of(rows.abs().amax(1), most, dtype)
-    wide = scales.float().clamp_min(torch.finfo(torch.float32).tiny)[:, None]
-    return (rows / wide).round().clamp(-most, most).to(kind), scales
 
 
 def _records(latents: Latents, books: Books) -> Tensor:

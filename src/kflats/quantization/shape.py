@@ -9,7 +9,7 @@ import torch
 
 from kflats.errors import InputError
 from kflats.quantization.packing import HALF, PLANES, packed_bytes
-from kflats.shape import STORED, check_fields, label_dtype
+from kflats.shape import STORED, check_fields, label_dtype, rank_range
 
 Runs = tuple[tuple[int, int], ...]
 """(bits, coefficients) of a row from its first coefficient on; the others are zero."""
@@ -163,8 +163,7 @@ class CodeShape:
     @property
     def rank_range(self) -> str:
         """Coefficients of the bases in words: '384', or '31-254' where they differ."""
-        ranks = self.basis_ranks or (0,)
-        return str(ranks[0]) if len(set(ranks)) == 1 else f"{min(ranks)}-{max(ranks)}"
+        return rank_range(self.basis_ranks)
 
     @property
     def n_exact(self) -> int:
