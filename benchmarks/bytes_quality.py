@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
+from benchmarks.common import data_folder
 from kflats import CompressionConfig
 from kflats.evaluation.sts import load_pairs, sts_spearman
 from kflats.models import open_sentence_model, tokenizer_of
@@ -20,8 +19,7 @@ BITS = (8.0, 4.032, 3.04, 2.08, 1.5, 1.088, 0.544)
 
 def measure() -> dict[str, Any]:
     """Measure every row; the data are looked for in ``KFLATS_DATA``, else ``../shared/data``."""
-    root = Path(__file__).parents[1]
-    data = Path(os.environ.get("KFLATS_DATA", root.parent / "shared" / "data"))
+    data = data_folder()
     pairs = load_pairs(data / "sts")
     model = open_sentence_model("minilm")
     tokenizer = tokenizer_of(model, "minilm")

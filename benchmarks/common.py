@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ def minilm_table() -> Tensor:
     weights = load_file(Path(get_model_path()) / "model.safetensors")
     table: Tensor = weights["embeddings.word_embeddings.weight"].float().contiguous()
     return table
+
+
+def data_folder() -> Path:
+    """Return the folder of the evaluation data: ``KFLATS_DATA``, else ``../shared/data``."""
+    root = Path(__file__).parents[1]
+    return Path(os.environ.get("KFLATS_DATA", root.parent / "shared" / "data"))
 
 
 def median_seconds(function: Callable[[], Any], runs: int = 7) -> float:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.common import median_seconds, minilm_table
+from benchmarks.common import data_folder, median_seconds, minilm_table
 from benchmarks.truncation import truncated_error
 from kflats import Budget, CompressionConfig, Factorization
 from kflats.analysis.dictionary import dictionary_error
@@ -78,8 +76,7 @@ def _flats(table: Tensor, k: int, compression: float, **options: Any) -> Factori
 
 def _models(table: Tensor, thin_svd: float) -> dict[str, Any]:
     """Measure error, time in thin SVDs, and STS-B of whole models."""
-    root = Path(__file__).parents[1]
-    data = Path(os.environ.get("KFLATS_DATA", root.parent / "shared" / "data"))
+    data = data_folder()
     pairs, encoder = load_pairs(data / "sts"), open_sentence_model("minilm")
     weight = find_tables(encoder)[0].weight
     brown = data / "text" / "brown.txt"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from benchmarks.common import data_folder
 from kflats import CompressionConfig, compress_
 from kflats.analysis.baselines import BASELINES
 from kflats.evaluation.sts import load_pairs, sts_spearman
@@ -36,8 +35,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 def measure() -> dict[str, Any]:
     """Measure every row; the data are looked for in ``KFLATS_DATA``, else ``../shared/data``."""
-    root = Path(__file__).parents[1]
-    data = Path(os.environ.get("KFLATS_DATA", root.parent / "shared" / "data"))
+    data = data_folder()
     pairs = load_pairs(data / "sts")
     encoder = open_sentence_model("minilm")
     counts = token_weights(data / "text" / "brown.txt", tokenizer_of(encoder, "minilm"), 30522)

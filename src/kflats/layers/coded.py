@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kflats.errors import InputError
 from kflats.layers.embedding import TableEmbedding, check_options
 from kflats.layers.linear import TableLinear
-from kflats.layers.places import places_of
+from kflats.layers.places import distinct, places_of
 from kflats.layers.stored import StoredTable
 from kflats.linalg import row_blocks
 from kflats.quantization.codes import Codes, rows_at
@@ -250,7 +250,7 @@ def lookup_codes(
     if labels is not None and offsets is not None:
         starts = _starts(described, labels.device)
         wanted = starts[labels.index_select(0, flat).int()] + offsets.index_select(0, flat)
-    unique, inverse = torch.unique(wanted, return_inverse=True)
+    unique, inverse = distinct(wanted, described.num_embeddings)
     codes = Codes(described, coefficients, labels, bases, scales, books, exact)
     rows = rows_at(codes, unique).to(scales.dtype)
     return rows.index_select(0, inverse).view(*ids.shape, described.embedding_dim)

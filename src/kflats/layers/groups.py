@@ -95,8 +95,7 @@ def longest(groups: Sequence[Group]) -> list[Group]:
 def occurring(groups: Sequence[Group], places: Tensor) -> Iterator[tuple[Group, slice, Tensor]]:
     """Yield the groups that occur in ascending ``places``, and which of the places are theirs.
 
-    Third comes each of those places as a row number within the group. Places outside of all groups
-    go to the nearest one, whose look-up refuses them.
+    Third comes each of those places as a row number within the group.
     """
     starts = torch.tensor([g.rows.start for g in groups], dtype=places.dtype, device=places.device)
     bounds = [0, *torch.searchsorted(places, starts[1:]).tolist(), len(places)]

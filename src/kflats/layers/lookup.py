@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kflats.layers.basis import Basis, mean_of, numbers_of, width_of
 from kflats.layers.groups import Group, layout, occurring
+from kflats.layers.places import distinct
 
 
 @torch.library.custom_op("kflats::lookup", mutates_args=())
@@ -60,7 +61,7 @@ def lookup(
     Tensor of shape (*ids.shape, embedding_dim)
         In the dtype of the factors.
     """
-    unique, inverse = _distinct_places(ids, places)
+    unique, inverse = _distinct_places(ids, places, counts)
     d = width_of(bases, columns)
     rows = coefficients.new_empty(len(unique), d)
     # Until all rows are there, the result is where every group in turn puts its columns in order.
@@ -70,8 +71,6 @@ def lookup(
     with torch.autocast(rows.device.type, enabled=False):
         for group, run, numbers in occurring(groups, unique):
             table = group.coefficients(coefficients)
-            if not group.rank:
-                _check(numbers, len(table))
             if group.directions is None:
                 torch.index_select(table, 0, numbers, out=rows[run])
             else:
@@ -81,17 +80,11 @@ def lookup(
     return result.view(*ids.shape, d)
 
 
-def _check(rows: Tensor, count: int) -> None:
-    """Refuse ascending row numbers as ``index_select`` does, which checks none without columns."""
-    if not 0 <= int(rows[0]) <= int(rows[-1]) < count:
-        raise IndexError("index out of range in self")
-
-
-def _distinct_places(ids: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor]:
+def _distinct_places(
+    ids: Tensor, places: Tensor | None, counts: Sequence[int]
+) -> tuple[Tensor, Tensor]:
     flat = ids.reshape(-1)
-    wanted = flat if places is None else places.index_select(0, flat)
-    unique, inverse = torch.unique(wanted, return_inverse=True)
-    return unique, inverse
+    return distinct(flat if places is None else places.index_select(0, flat), sum(counts))
 
 
 @lookup.register_fake
@@ -121,7 +114,7 @@ def lookup_backward(
     results = empty_gradients((coefficients, bases, means), wanted)
     to_coefficients, to_bases, to_means = results
     wide = torch.promote_types(grad.dtype, torch.float32)
-    unique, inverse = _distinct_places(ids, places)
+    unique, inverse = _distinct_places(ids, places, counts)
     d = width_of(bases, columns)
     outer = grad.new_zeros(len(unique), d, dtype=wide)
     outer.index_add_(0, inverse, grad.reshape(-1, d).to(wide))

@@ -15,6 +15,10 @@ from torch import Tensor
 from kflats.errors import InputError
 from kflats.shape import mask_bytes
 
+# Below these numbers sorting is faster (2 CPU cores).
+_MARKED_FROM = 2048
+_MOST_MARKS = 32
+
 
 def places_of(labels: Tensor, counts: Sequence[int]) -> Tensor:
     """Return the place of every row in the order of the groups, shape (num_embeddings,), int32.
@@ -44,6 +48,49 @@ def places_of(labels: Tensor, counts: Sequence[int]) -> Tensor:
     places = torch.empty(len(labels), dtype=torch.int32, device=labels.device)
     places[order] = torch.arange(len(labels), dtype=torch.int32, device=labels.device)
     return places
+
+
+def distinct(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the distinct numbers, ascending, and the place of every number among them.
+
+    Many numbers are not sorted but marked in a table of ``count`` bytes, in half the time.
+
+    Parameters
+    ----------
+    numbers : Tensor of shape (m,), integers
+        Ids, or places of rows.
+    count : int
+        They must be below it.
+
+    Returns
+    -------
+    tuple of Tensor
+        Both int64, or the first of the type of ``numbers``.
+
+    Raises
+    ------
+    IndexError
+        If a number is out of range.
+
+    Examples
+    --------
+    >>> distinct(torch.tensor([7, 2, 7]), 10)
+    (tensor([2, 7]), tensor([1, 0, 1]))
+    """
+    if not numbers.numel():
+        return numbers, numbers.long()
+    least, most = torch.stack(numbers.aminmax()).tolist()
+    if not 0 <= least <= most < count:
+        raise IndexError("index out of range in self")
+    if numbers.numel() < max(_MARKED_FROM, count // _MOST_MARKS):
+        found, inverse = torch.unique(numbers, return_inverse=True)
+        return found, inverse
+    wide = numbers.long()
+    marks = torch.zeros(count, dtype=torch.uint8, device=numbers.device).index_fill_(0, wide, 1)
+    found = marks.nonzero().view(-1)
+    order = torch.arange(len(found), device=numbers.device)
+    places = torch.empty(count, dtype=torch.int64, device=numbers.device)
+    return found, places.index_copy_(0, found, order).index_select(0, wide)
 
 
 def columns_of(pivots: Tensor, ranks: Sequence[int], embedding_dim: int) -> Tensor:

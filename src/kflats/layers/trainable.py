@@ -15,7 +15,7 @@ from kflats.errors import InputError, UnsupportedModelError
 from kflats.layers.coded import CodedTable, QuantizedEmbedding, QuantizedLinear
 from kflats.layers.embedding import TableEmbedding
 from kflats.layers.linear import TableLinear
-from kflats.layers.places import places_of
+from kflats.layers.places import distinct, places_of
 from kflats.layers.stored import StoredTable
 from kflats.quantization.codebooks import nearest
 from kflats.quantization.codes import Codes
@@ -131,10 +131,8 @@ class TrainableTable(StoredTable):
             If an id is out of range.
         """
         flat = ids.reshape(-1)
-        if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < self.shape.num_embeddings:
-            raise IndexError("index out of range in self")
-        wanted = flat if self.places is None else self.places[flat]
-        places, inverse = torch.unique(wanted, return_inverse=True)
+        wanted = flat if self.places is None else self.places.index_select(0, flat)
+        places, inverse = distinct(wanted, self.shape.num_embeddings)
         with torch.autocast(self.units.device.type, enabled=False):
             rows = self._rows_at(places)
         if padding_idx is not None:

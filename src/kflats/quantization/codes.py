@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from kflats.linalg import row_blocks, working_dtype
 from kflats.quantization.records import Books, decode
-from kflats.quantization.shape import CodeShape
+from kflats.quantization.shape import CodeShape, Runs
 from kflats.shape import STORED
 
 
@@ -91,78 +91,69 @@ def directions_of(codes: Codes, basis: int) -> Tensor:
 
 
 def rows_at(codes: Codes, places: Tensor) -> Tensor:
-    """Return the rows at ascending places, shape (m, embedding_dim).
+    """Return the rows at ascending places that exist, shape (m, embedding_dim).
 
     In float32, or in float64 where the scales are, for the sake of exact rows. Only these rows
-    are unpacked; those of one basis are multiplied with it together.
-
-    Raises
-    ------
-    IndexError
-        If a place is out of range.
+    are unpacked, group by group.
     """
-    shape = codes.shape
-    if len(places) and not 0 <= int(places[0]) <= int(places[-1]) < shape.num_embeddings:
-        raise IndexError("index out of range in self")
-    books = Books(codes.books, shape.widths)
-    dtype = working_dtype(codes.scales.dtype)
+    shape, dtype = codes.shape, working_dtype(codes.scales.dtype)
     rows = codes.scales.new_empty(len(places), shape.embedding_dim, dtype=dtype)
-    starts, sizes = _starts(shape)
-    ends = torch.tensor(starts[1:-1], device=places.device, dtype=places.dtype)
-    bounds = [0, *torch.searchsorted(places, ends).tolist(), len(places)]
-    group = 0
-    for basis in range(shape.n_clusters):
-        first = group
-        while group < len(shape.counts) and shape.basis_ids[group] == basis:
-            group += 1
-        begin, end = bounds[first], bounds[group]
-        if begin == end:
-            continue
-        inner = rows.new_empty(end - begin, shape.basis_ranks[basis])
-        for number in range(first, group):
-            run = slice(bounds[number], bounds[number + 1])
-            if run.start < run.stop:
-                records = _records(codes, number, sizes[number])
-                wanted = records.index_select(0, places[run] - starts[number])
-                part = inner[run.start - begin : run.stop - begin]
-                coded = sum(count for _, count in shape.runs[number])
-                part[:, coded:] = 0
-                if coded:
-                    decode(wanted, shape.runs[number], books, part)
-        _finish(codes, basis, inner, rows[begin:end])
-    if shape.basis_ids[-1] == STORED and codes.exact is not None:
-        wanted = places[bounds[-2] :] - starts[-2]
-        rows[bounds[-2] :] = codes.exact.index_select(0, wanted).to(dtype)
+    books, bases = Books(codes.books, shape.widths), _Bases(codes, dtype)
+    starts = torch.tensor(shape.row_starts, device=places.device, dtype=places.dtype)
+    bounds = pairwise(torch.searchsorted(places, starts).tolist())
+    with torch.autocast(rows.device.type, enabled=False):
+        for group, (begin, end) in enumerate(bounds):
+            if begin == end:
+                continue
+            wanted, out = places[begin:end] - shape.row_starts[group], rows[begin:end]
+            if shape.basis_ids[group] == STORED and codes.exact is not None:
+                torch.index_select(codes.exact.to(dtype), 0, wanted, out=out)
+                continue
+            records = _records(codes, group).index_select(0, wanted)
+            basis = bases[shape.basis_ids[group]]
+            basis.write_rows(records, shape.runs[group], books, out)
     return rows
 
 
-def _finish(codes: Codes, basis: int, inner: Tensor, rows: Tensor) -> None:
-    """Write ``inner @ basis + mean`` into ``rows``."""
-    directions, mean = directions_of(codes, basis), mean_of(codes, basis)
-    if directions.dim() == 2:
-        with torch.autocast(rows.device.type, enabled=False):
-            torch.mm(inner, directions.to(rows.dtype), out=rows)
-        if mean is not None:
-            rows += mean
-        return
-    rank = inner.shape[1]
-    origin = rows.new_zeros(rows.shape[1]) if mean is None else mean
-    torch.addcmul(origin[:rank], inner, directions[:rank], out=rows[:, :rank])
-    if rank < rows.shape[1]:
-        rows[:, rank:] = origin[rank:]
+class _Bases(dict[int, "_Basis"]):
+    """The bases that occur, each made once."""
+
+    def __init__(self, codes: Codes, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.codes, self.dtype = codes, dtype
+
+    def __missing__(self, basis: int) -> _Basis:
+        directions, mean = directions_of(self.codes, basis), mean_of(self.codes, basis)
+        if mean is None:
+            mean = directions.new_zeros(self.codes.shape.embedding_dim)
+        self[basis] = _Basis(directions.to(self.dtype), mean.to(self.dtype))
+        return self[basis]
 
 
-@lru_cache(maxsize=64)
-def _starts(shape: CodeShape) -> tuple[list[int], list[int]]:
-    """Return the first place of every group and the end, and the first byte of every group."""
-    places, bytes_ = [0], [0]
-    for count, size in zip(shape.counts, shape.record_bytes, strict=True):
-        places.append(places[-1] + count)
-        bytes_.append(bytes_[-1] + count * size)
-    return places, bytes_
+@dataclass(frozen=True, eq=False)
+class _Basis:
+    """What coefficients multiply, see :func:`directions_of`, and the mean of the rows."""
+
+    directions: Tensor
+    mean: Tensor
+
+    def write_rows(self, records: Tensor, runs: Runs, books: Books, out: Tensor) -> None:
+        """Write the rows of records into ``out``."""
+        coded = sum(count for _, count in runs)
+        if self.directions.dim() == 2 and coded:
+            inner = out.new_empty(len(out), coded)
+            decode(records, runs, books, inner)
+            torch.addmm(self.mean, inner, self.directions[:coded], out=out)
+            return
+        inner = out[:, :coded]
+        if coded:
+            decode(records, runs, books, inner)
+            torch.addcmul(self.mean[:coded], inner, self.directions[:coded], out=inner)
+        if coded < out.shape[1]:
+            out[:, coded:] = self.mean[coded:]
 
 
-def _records(codes: Codes, group: int, start: int) -> Tensor:
-    count, size = codes.shape.counts[group], codes.shape.record_bytes[group]
-    flat = codes.coefficients.narrow(0, start, count * size)
-    return flat.view(count, size)
+def _records(codes: Codes, group: int) -> Tensor:
+    start, stop = codes.shape.byte_starts[group : group + 2]
+    flat = codes.coefficients[start:stop]
+    return flat.view(codes.shape.counts[group], codes.shape.record_bytes[group])

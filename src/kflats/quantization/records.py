@@ -6,15 +6,7 @@ import torch
 from torch import Tensor
 
 from kflats.quantization.codebooks import at_levels, nearest
-from kflats.quantization.packing import (
-    HALF,
-    PLANES,
-    codes_of_byte,
-    look_up,
-    pack,
-    packed_bytes,
-    unpack,
-)
+from kflats.quantization.packing import HALF, codes_of_entry, entries, pack, packed_bytes
 from kflats.quantization.shape import Runs
 
 GAIN_STEPS = 255
@@ -35,10 +27,19 @@ class Books:
         self.numbers = numbers.float()
         parts = self.numbers[2:].split([2**width for width in widths])
         self._levels: dict[int, Tensor] = dict(zip(widths, parts, strict=True))
+        self._entries: dict[int, Tensor] = {}
 
     def levels(self, width: int) -> Tensor:
         """Return the levels of a width, shape (2 ** width,), ascending."""
         return self._levels[width]
+
+    def levels_of_entry(self, width: int) -> Tensor:
+        """Return the levels of the codes in every entry of :func:`entries`, (entries, codes)."""
+        if width not in self._entries:
+            codes = codes_of_entry(width, self.numbers.device)
+            levels = self._levels[width].index_select(0, codes.view(-1))
+            self._entries[width] = levels.view(codes.shape)
+        return self._entries[width]
 
     def gains(self, codes: Tensor) -> Tensor:
         """Return the gains of bytes."""
@@ -144,9 +145,10 @@ def decode(records: Tensor, runs: Runs, books: Books, out: Tensor) -> None:
 def _values(packed: Tensor, bits: int, count: int, books: Books) -> Tensor:
     if bits == HALF:
         return packed.clone(memory_format=torch.contiguous_format).view(torch.float16).float()
-    levels = books.levels(bits)
-    if len(PLANES[bits]) == 1:
-        table = levels[codes_of_byte(bits, packed.device).int()]
-        return look_up(packed, table)[:, :count]
-    codes = unpack(packed, bits, count)
-    return levels.index_select(0, codes.reshape(-1).int()).view(codes.shape)
+    levels, wanted = books.levels_of_entry(bits), entries(packed, bits, count)
+    each = levels.shape[1]
+    # A number of 8 bytes is found faster than a row of two of 4.
+    flat = levels.view(torch.int64) if each == 2 else levels
+    flat = flat.view(-1) if each <= 2 else flat
+    found = flat.index_select(0, wanted.view(-1)).view(torch.float32)
+    return found.view(len(packed), wanted.shape[1] * each)[:, :count]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from itertools import accumulate
 from typing import Any, Self
 
 import torch
@@ -111,7 +113,7 @@ class CodeShape:
                     "coefficients."
                 )
 
-    @property
+    @cached_property
     def record_bytes(self) -> tuple[int, ...]:
         """Bytes of a row of each group: its gain and codes; 0 where nothing is coded."""
         return tuple(
@@ -119,13 +121,24 @@ class CodeShape:
             for runs in self.runs
         )
 
-    @property
+    @cached_property
+    def row_starts(self) -> tuple[int, ...]:
+        """Place of the first row of each group, and the number of rows."""
+        return tuple(accumulate(self.counts, initial=0))
+
+    @cached_property
+    def byte_starts(self) -> tuple[int, ...]:
+        """First byte of the records of each group, and their number of bytes."""
+        sizes = zip(self.counts, self.record_bytes, strict=True)
+        return tuple(accumulate((count * size for count, size in sizes), initial=0))
+
+    @cached_property
     def widths(self) -> tuple[int, ...]:
         """The widths that have a code book, ascending."""
         found: set[int] = {bits for runs in self.runs for bits, _ in runs}
         return tuple(sorted(found - {HALF}))
 
-    @property
+    @cached_property
     def basis_ranks(self) -> tuple[int, ...]:
         """Coefficients that the rows of each basis have at most."""
         found = [0] * len(self.rotated)
@@ -134,7 +147,7 @@ class CodeShape:
                 found[basis] = max(found[basis], _coded(runs))
         return tuple(found)
 
-    @property
+    @cached_property
     def directions(self) -> tuple[int, ...]:
         """Rows that each basis stores: its mean, and its directions if it is rotated."""
         pairs = zip(self.basis_ranks, self.rotated, strict=True)
