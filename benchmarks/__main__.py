@@ -20,6 +20,7 @@ NAMES = (
     "losses",
     "sts_quality",
     "bytes_quality",
+    "healing_quality",
     "paper_speed",
 )
 

@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     )
     from kflats.export import ExportReport, export_onnx
     from kflats.factorization import Factorization
-    from kflats.healing import HealingReport, heal_
+    from kflats.healing import heal_
     from kflats.hub import push_to_hub
     from kflats.layers import FactorizedEmbedding, FactorizedLinear
     from kflats.linalg import relative_error
     from kflats.metric import FeatureMetric
     from kflats.quantization.training import pack_, unpack_
-    from kflats.report import CompressionReport, TableReport
+    from kflats.report import CompressionReport, HealingReport, TableReport
     from kflats.restore import to_dense_
     from kflats.search import choose_n_clusters, choose_n_flats
     from kflats.shape import FactorShape
@@ -110,14 +110,14 @@ _HOMES = {
     ),
     "export": ("ExportReport", "export_onnx"),
     "factorization": ("Factorization",),
-    "healing": ("HealingReport", "heal_"),
+    "healing": ("heal_",),
     "hub": ("push_to_hub",),
     "layers": ("FactorizedEmbedding", "FactorizedLinear"),
     "linalg": ("relative_error",),
     "metric": ("FeatureMetric",),
     "storage": ("load", "save"),
     "quantization.training": ("pack_", "unpack_"),
-    "report": ("CompressionReport", "TableReport"),
+    "report": ("CompressionReport", "HealingReport", "TableReport"),
     "restore": ("to_dense_",),
     "search": ("choose_n_clusters", "choose_n_flats"),
     "shape": ("FactorShape",),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kflats.errors import InputError, UnsupportedModelError
 
 Features = dict[str, Tensor]
+_BETWEEN = 30.0
 DIVERGED = (
     "healing diverged: the loss is not finite. The model is as it was; use a smaller learning_rate."
 )
@@ -20,9 +21,11 @@ DIVERGED = (
 class Student(nn.Module):
     """A model, its teacher, and how far their outputs are apart.
 
-    Sentence embeddings are compared by one minus their cosine, logits by the Kullback-Leibler
-    divergence from those of the teacher, hidden states by their squared error relative to the
-    teacher's squared norm; logits and hidden states only where there is text.
+    Sentence embeddings are compared by one minus their cosine, and, since they are there to be
+    compared with each other, by 30 times the mean squared error of the cosines within the batch;
+    logits by the Kullback-Leibler divergence from those of the teacher, hidden states by their
+    squared error relative to the teacher's squared norm; logits and hidden states only where there
+    is text.
 
     Parameters
     ----------
@@ -83,8 +86,11 @@ def _output(model: Any, features: Features) -> tuple[Tensor, str]:
     )
 
 
-def _cosine_loss(got: Tensor, wanted: Tensor, _: Tensor) -> Tensor:
-    return (1 - torch.cosine_similarity(got, wanted)).mean()
+def _sentence_loss(got: Tensor, wanted: Tensor, _: Tensor) -> Tensor:
+    got, wanted = (nn.functional.normalize(each, dim=1) for each in (got, wanted))
+    pairs = max(1, len(got) * (len(got) - 1))
+    between = (got @ got.T - wanted @ wanted.T).square().sum() / pairs
+    return (1 - (got * wanted).sum(1)).mean() + _BETWEEN * between
 
 
 def _logit_loss(got: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
@@ -101,7 +107,7 @@ def _hidden_loss(got: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
     return error / wanted[mask].square().sum().clamp_min(1e-30)
 
 
-_LOSSES = {"sentence": _cosine_loss, "logits": _logit_loss, "last_hidden_state": _hidden_loss}
+_LOSSES = {"sentence": _sentence_loss, "logits": _logit_loss, "last_hidden_state": _hidden_loss}
 
 
 class Batches:

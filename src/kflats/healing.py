@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,10 +20,11 @@ from kflats.layers import replace_module
 from kflats.layers.coded import CodedTable
 from kflats.layers.trainable import TrainableTable
 from kflats.quantization.training import pack_, unpack_
+from kflats.report.healing import HealingReport
 from kflats.storage.manifest import factor_layers
 
 PARTS = ("table", "all")
-_OF_ROWS = 0.1
+_OF_ROWS, _OF_FACTORS = 0.3, 0.1
 """Numbers of single rows move slower than shared ones: rounding makes their gradients rough."""
 _HELD_OUT = 256
 _SETTINGS: dict[str, Any] = {
@@ -39,43 +40,6 @@ _SETTINGS: dict[str, Any] = {
 Pieces = list[dict[str, list[int]]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class HealingReport:
-    """What healing has done.
-
-    Attributes
-    ----------
-    loss_before, loss_after : float
-        Distance from the teacher on texts that were held out, as the model is saved; see
-        :class:`kflats.distillation.Student`.
-    steps : int
-        Batches that were trained on.
-    pieces : int
-        Different pieces of text to train on.
-    parts : {'table', 'all'}
-        What was trained.
-    seconds : float
-        Duration.
-    """
-
-    loss_before: float
-    loss_after: float
-    steps: int
-    pieces: int
-    parts: str
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a JSON object."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        return (
-            f"distance from the teacher {self.loss_before:.5f} -> {self.loss_after:.5f}, "
-            f"{self.steps} steps on {self.pieces} pieces of text, {self.seconds:.0f} s"
-        )
-
-
 def heal_(
     model: nn.Module,
     texts: Iterable[str],
@@ -87,7 +51,7 @@ def heal_(
     max_steps: int | None = 1000,
     learning_rate: float = 1e-2,
     body_learning_rate: float = 2e-5,
-    batch_size: int = 32,
+    batch_size: int = 64,
     max_length: int = 16,
     seed: int = 0,
     arguments: dict[str, Any] | None = None,
@@ -95,7 +59,8 @@ def heal_(
     """Train a compressed model for a short while to give what its dense teacher gives, in place.
 
     The tables keep their size: packed codes are unpacked, trained and packed again. The trainer
-    of transformers runs it, where the model is; everything it seeds it seeds with ``seed``.
+    of transformers runs it, where the model is; everything it seeds it seeds with ``seed``. A
+    model that is no nearer to its teacher in the end, on text that was held out, is left as it was.
 
     Parameters
     ----------
@@ -115,10 +80,10 @@ def heal_(
         Most batches.
     learning_rate : float, default=1e-2
         Of what the rows of a packed table share, relative to the size of the numbers; those of
-        single rows, and float factors, have a tenth of it.
+        single rows have 0.3 of it, and float factors a tenth.
     body_learning_rate : float, default=2e-5
         Of everything else, for ``parts='all'``.
-    batch_size : int, default=32
+    batch_size : int, default=64
         Pieces of text per step.
     max_length : int, default=16
         Most tokens of a piece of text; longer texts become several pieces.
@@ -166,19 +131,36 @@ def heal_(
         "seed": seed,
         **(arguments or {}),
     }
-    before = _distance(model, teacher, held, batches)
-    with _trainable(model, teacher, parts) as groups:
-        rates = (learning_rate, body_learning_rate)
-        _train(Student(model, teacher), groups, rates, train, batches, settings)
-    _describe(model, steps)
+    before, after = _distance(model, teacher, held, batches), math.inf
+    try:
+        with _trainable(model, teacher, parts) as groups:
+            rates = (learning_rate, body_learning_rate)
+            with _kept_modes(model, teacher):
+                _train(Student(model, teacher), groups, rates, train, batches, settings)
+            _pack(model)
+            after = _distance(model, teacher, held, batches)
+            if after >= before:
+                raise _NoBetterError
+        _describe(model, steps)
+    except _NoBetterError:
+        pass
     return HealingReport(
         loss_before=before,
-        loss_after=_distance(model, teacher, held, batches),
+        loss_after=after,
         steps=steps,
         pieces=len(train),
         parts=parts,
         seconds=time.perf_counter() - started,
     )
+
+
+class _NoBetterError(Exception):
+    """Training has not brought the model nearer to its teacher."""
+
+
+def _pack(model: nn.Module) -> None:
+    if any(isinstance(each, TrainableTable) for each in factor_layers(model).values()):
+        pack_(model)
 
 
 def _describe(model: nn.Module, steps: int) -> None:
@@ -245,13 +227,13 @@ def _kept_modes(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _trainable(model: nn.Module, teacher: nn.Module, parts: str) -> Iterator[Groups]:
-    """Unpack the tables and let the parts train; give their parameters and pack them afterwards.
+    """Unpack the tables, let the parts train and give their parameters.
 
     After an error the model is as it was.
     """
     packed = {n: each for n, each in factor_layers(model).items() if isinstance(each, CodedTable)}
     if packed:
-        unpack_(model)
+        unpack_(model, teacher)
     groups = _groups(model, parts)
     flags = [(each, each.requires_grad) for each in (*model.parameters(), *teacher.parameters())]
     old = [(each, each.detach().clone()) for each in groups.kept]
@@ -260,10 +242,7 @@ def _trainable(model: nn.Module, teacher: nn.Module, parts: str) -> Iterator[Gro
     for each in groups.parameters:
         each.requires_grad_(True)
     try:
-        with _kept_modes(model, teacher):
-            yield groups
-        if packed:
-            pack_(model)
+        yield groups
     except BaseException:
         for name, layer in packed.items():
             replace_module(model, name, layer)
@@ -314,7 +293,7 @@ class Groups:
             (self.latents, _OF_ROWS * rate),
             (self.body, body_rate),
         ]
-        rated += [([each], _OF_ROWS * rate * _size(each)) for each in self.factors]
+        rated += [([each], _OF_FACTORS * rate * _size(each)) for each in self.factors]
         return [{"params": p, "lr": lr, "weight_decay": 0.0} for p, lr in rated if p]
 
 

@@ -43,6 +43,17 @@ def test_heal_writes_a_new_folder_of_the_same_size(
     assert kflats("info", place / "healed").code == 0
 
 
+def test_what_gets_no_better_is_not_saved(kflats: Cli, bert: Path, place: Path, text: Path) -> None:
+    small = compressed(kflats, bert, place / "small")
+    before = left_in(place)
+    words = ("--teacher", bert, "--text", text, "-o", place / "healed", "--learning-rate", 50)
+    result = kflats("heal", small, *words, "--max-steps", 3, "--batch-size", 8)
+    assert (result.code, len(result.errors)) == (1, 1)
+    assert "no better" in result.err
+    assert "--learning-rate" in result.err
+    assert left_in(place) == before
+
+
 def test_text_without_known_tokens_fails_in_one_line(kflats: Cli, bert: Path, place: Path) -> None:
     small = compressed(kflats, bert, place / "small")
     (place / "alien.txt").write_text("nothing known\n")

@@ -76,6 +76,43 @@ def test_packing_without_training_gives_back_the_codes(form: str) -> None:
         torch.testing.assert_close(before[name], after[name], rtol=1e-5, atol=1e-7)
 
 
+def dense_like(table: Tensor) -> nn.Sequential:
+    return nn.Sequential(nn.Embedding.from_pretrained(table), nn.Linear(24, 2))
+
+
+@forms
+def test_numbers_that_begin_at_dense_rows_have_the_same_codes(form: str) -> None:
+    model = coded(form)
+    before = model[0].coefficients.clone()
+    unpack_(model, dense_like(spectral_table()))
+    latent = model[0].latent.detach().clone()
+    assert torch.equal(pack_(model)[0].coefficients, before)
+    assert float((unpack_(model)[0].latent != latent).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("form", ["plain", "rotated"])
+def test_numbers_begin_where_the_dense_rows_lie(form: str) -> None:
+    table, model = spectral_table(), coded(form)
+    layer: Any = unpack_(model, dense_like(table))[0]
+    group = max(range(len(layer.shape.counts)), key=lambda g: len(layer.shape.runs[g]) and g)
+    count, width = layer.shape.counts[group], sum(each for _, each in layer.shape.runs[group])
+    places = slice(*layer.shape.row_starts[group : group + 2])
+    ids = torch.argsort(layer.places)[places]
+    latent = layer.latent[-count * width :].view(count, width)
+    inner = latent * layer.log_gains[-count:].exp()[:, None]
+    directions = (layer.bases * layer.units[: len(layer.bases), None]).split(layer.shape.directions)
+    found = layer._outer(0, inner, count, directions).detach()
+    left = (found - table[ids]).norm() / table[ids].norm()
+    assert left < 0.5 * (rows(model)[ids] - table[ids]).norm() / table[ids].norm()
+
+
+def test_dense_models_of_other_names_or_sizes_leave_numbers_in_the_middle() -> None:
+    middle = unpack_(coded())[0].latent
+    others = (nn.Sequential(nn.Linear(3, 3)), dense_like(spectral_table()[:, :8]), nn.Identity())
+    for other in others:
+        assert torch.equal(unpack_(coded(), other)[0].latent, middle)
+
+
 @forms
 def test_packed_rows_follow_what_was_trained(form: str) -> None:
     model = coded(form)

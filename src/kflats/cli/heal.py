@@ -43,12 +43,13 @@ def heal(
     learning_rate: Annotated[
         float, typer.Option(help="Of the tables, relative to the size of their numbers.")
     ] = 1e-2,
-    batch_size: Annotated[int, typer.Option(help="Pieces of text per step.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Pieces of text per step.")] = 64,
     max_length: Annotated[int, typer.Option(help="Most tokens of a piece of text.")] = 16,
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
     """Train the table of the model in FOLDER on text to give what MODEL gives; same size after."""
+    from kflats.errors import InputError
     from kflats.healing import heal_
     from kflats.models import open_model, tokenizer_of
     from kflats.storage.folder import check_new_folder, save
@@ -72,6 +73,8 @@ def heal(
             max_length=max_length,
             seed=seed,
         )
+    if not report.is_better:
+        raise InputError(f"{report}. Give more text, or a smaller --learning-rate.")
     save(model, out, extras=tokenizer_saver(model, folder))
     output.print(f"{report}\nsaved to {out}", markup=False, highlight=False, soft_wrap=True)
     emit({"output": str(out), **report.to_dict()}, json)

@@ -82,9 +82,13 @@ class TrainableTable(StoredTable):
             self.register_buffer(name, None)
         self.register_buffer("places", None, persistent=False)
 
-    def fill(self, codes: Codes) -> Self:
-        """Take what ``codes`` holds; the rows that come out are the same."""
-        latents = latents_of(codes)
+    def fill(self, codes: Codes, table: Tensor | None = None) -> Self:
+        """Take what ``codes`` holds; the rows that come out are the same.
+
+        The latent numbers begin at the rows of ``table``, the dense one, if it is given; see
+        :func:`kflats.quantization.latents.latents_of`.
+        """
+        latents = latents_of(codes, table)
         for name in self.FACTORS:
             tensor = getattr(latents, name)
             is_fixed = name == "exact" or tensor is None or not tensor.numel()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kflats.quantization.build import round_directions
+from kflats.quantization.cells import start_in_cells
 from kflats.quantization.codes import Codes
 from kflats.quantization.records import GAIN_STEPS, Books, decode, encode, quantize
 from kflats.quantization.shape import CodeShape, Runs
@@ -51,19 +52,24 @@ class Latents:
     ends: Tensor
 
 
-def latents_of(codes: Codes) -> Latents:
-    """Return the numbers of a table in packed codes; the codes are left alone."""
+def latents_of(codes: Codes, table: Tensor | None = None) -> Latents:
+    """Return the numbers of a table in packed codes; the codes are left alone.
+
+    Coefficients are the levels themselves. With the ``table`` before compression, of shape
+    (num_embeddings, embedding_dim), they are where its rows lie in the cells of these levels.
+    """
     shape, books = codes.shape, Books(codes.books, codes.shape.widths)
     empty = codes.scales.new_zeros(0, dtype=torch.float32)
     latents, gains = [empty], [empty]
     sizes = [c * size for c, size in zip(shape.counts, shape.record_bytes, strict=True)]
-    for records, count, runs in zip(
-        codes.coefficients.split(sizes), shape.counts, shape.runs, strict=True
-    ):
+    for group, records in enumerate(codes.coefficients.split(sizes)):
+        count, runs = shape.counts[group], shape.runs[group]
         if runs and count:
-            found = _unit_values(records.view(count, -1), runs, books)
-            latents.append(found[0].reshape(-1))
-            gains.append(found[1])
+            found, logs = _unit_values(records.view(count, -1), runs, books)
+            if table is not None:
+                found = start_in_cells(found, logs, codes, group, table)
+            latents.append(found.reshape(-1))
+            gains.append(logs)
     stored = len(codes.bases)
     scales = codes.scales.float()
     bases = codes.bases.float() * scales[:stored, None]

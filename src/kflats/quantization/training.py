@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from kflats.errors import InputError
 from kflats.layers import StoredTable, replace_module
@@ -16,7 +16,7 @@ from kflats.storage.manifest import factor_layers
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def unpack_(model: Model) -> Model:
+def unpack_(model: Model, dense: nn.Module | None = None) -> Model:
     """Replace all layers over packed codes by ones that train, in place.
 
     The outputs stay what they are. Modules that shared a table go on sharing it. The new layers
@@ -27,6 +27,11 @@ def unpack_(model: Model) -> Model:
     ----------
     model : nn.Module
         A model with layers over packed codes inside.
+    dense : nn.Module, optional
+        The model before compression. A code changes when training has moved its number across a
+        border; with the dense rows the numbers begin where those lie, near a border or far from
+        it, otherwise all in the middle. A table that ``dense`` does not have under the same name,
+        in the same size, begins in the middle too.
 
     Returns
     -------
@@ -52,7 +57,12 @@ def unpack_(model: Model) -> Model:
     >>> type(pack_(model)[0]).__name__
     'QuantizedEmbedding'
     """
-    return _exchange(model, CodedTable, "packed codes: run compress_ with bits first", _unpacked)
+
+    def make(old: Any, name: str) -> TrainableTable:
+        new = unpacked(old)
+        return new if old.is_shared else new.fill(old.codes, _dense_rows(dense, name, old))
+
+    return _exchange(model, CodedTable, "packed codes: run compress_ with bits first", make)
 
 
 def pack_(model: Model) -> Model:
@@ -79,12 +89,18 @@ def pack_(model: Model) -> Model:
     return _exchange(model, TrainableTable, "unpacked tables: call unpack_ first", _packed)
 
 
-def _unpacked(old: Any) -> TrainableTable:
-    new = unpacked(old)
-    return new if old.is_shared else new.fill(old.codes)
+def _dense_rows(dense: nn.Module | None, name: str, layer: CodedTable) -> Tensor | None:
+    """Return the weight of the module of a name, None if it is no table of the same size."""
+    module = dict([] if dense is None else dense.named_modules()).get(name)
+    is_table = isinstance(module, nn.Embedding | nn.Linear)
+    sizes = (layer.shape.num_embeddings, layer.shape.embedding_dim)
+    if module is None or not is_table or tuple(module.weight.shape) != sizes:
+        return None
+    weight: Tensor = module.weight.detach()
+    return weight.to(layer.like.device)
 
 
-def _packed(old: Any) -> CodedTable:
+def _packed(old: Any, _: str) -> CodedTable:
     for name in old.FACTORS:
         if (tensor := getattr(old, name)) is not None and not bool(tensor.isfinite().all()):
             raise InputError(
@@ -96,13 +112,13 @@ def _packed(old: Any) -> CodedTable:
 
 
 def _exchange(
-    model: Model, kind: type[StoredTable], what: str, make: Callable[[Any], StoredTable]
+    model: Model, kind: type[StoredTable], what: str, make: Callable[[Any, str], StoredTable]
 ) -> Model:
     """Replace all layers of a kind; nothing is replaced before all new ones are made."""
     layers = {name: each for name, each in factor_layers(model).items() if isinstance(each, kind)}
     if not layers or "" in layers:
         raise InputError(f"{type(model).__name__} has no layers inside that hold {what}.")
-    made = {id(layer): make(layer) for layer in layers.values()}
+    made = {id(layer): make(layer, name) for name, layer in layers.items()}
     for layer in layers.values():
         for owner in layer._owner:
             made[id(layer)].share_with(made[id(owner)])

@@ -1,5 +1,6 @@
-"""Results: what a compression did, with provenance, and pictures of it."""
+"""Results: what a compression or healing did, with provenance, and pictures of it."""
 
 from kflats.report.compression import CompressionReport, TableReport
+from kflats.report.healing import HealingReport
 
-__all__ = ["CompressionReport", "TableReport"]
+__all__ = ["CompressionReport", "HealingReport", "TableReport"]
