@@ -21,6 +21,7 @@ NAMES = (
     "sts_quality",
     "bytes_quality",
     "healing_quality",
+    "bytes_glue",
     "paper_speed",
 )
 

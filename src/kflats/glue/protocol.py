@@ -70,14 +70,14 @@ def run_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     started = time.perf_counter()
     training = experiment.training
     if cell.method == "dense":
-        work = _Work(experiment, cell, new_model(experiment, cell))
+        work = Work(experiment, cell, new_model(experiment, cell))
         work.train(training.epochs, training.learning_rate)
         if work.is_first:
             with new_folder(experiment.checkpoint(cell)) as partial:
                 work.model.save_pretrained(partial)
         table = None
     else:
-        work = _Work(experiment, cell, _load(experiment.checkpoint(cell)))
+        work = Work(experiment, cell, load_dense(experiment.checkpoint(cell)))
         config = CompressionConfig(
             compression=cell.compression,
             n_clusters=cell.n_clusters,
@@ -139,7 +139,8 @@ def new_model(experiment: Experiment, cell: Cell) -> Any:
         ) from error
 
 
-def _load(folder: Path) -> Any:
+def load_dense(folder: Path) -> Any:
+    """Return the fine-tuned dense model of a task and seed."""
     from transformers import AutoModelForSequenceClassification
 
     if not folder.is_dir():
@@ -149,8 +150,18 @@ def _load(folder: Path) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(folder)
 
 
-class _Work:
-    """A model with the rows of its task, and a Trainer for each step."""
+class Work:
+    """A model with the rows of its task, and a Trainer for each step.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Task, rows and settings.
+    cell : Cell
+        Gives the seed.
+    model : transformers model
+        With a classification head for the task.
+    """
 
     def __init__(self, experiment: Experiment, cell: Cell, model: Any) -> None:
         from transformers import AutoTokenizer
