@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kflats import CompressionConfig, HealingReport, InputError, UnsupportedModelError, compress_
 from kflats import heal_ as heal
 from kflats.distillation import Student
+from kflats.healing import _learning_rate
 from kflats.layers import FactorizedEmbedding, QuantizedEmbedding
 from tests.conftest import tiny_bert
 from tests.hf.models import tiny_gpt2
@@ -124,6 +125,24 @@ def test_a_model_that_gets_no_better_is_left_as_it_was(settings: dict[str, Any])
     assert find(model, type(layer)) is layer
     assert layer.origin == origin
     assert not changed(model, before)
+
+
+def test_the_learning_rate_follows_the_error_of_the_table() -> None:
+    model, teacher = pair()
+    layer = find(model, QuantizedEmbedding)
+    error = layer.origin["relative_error"]
+    assert _learning_rate(model) == pytest.approx(min(0.01, 0.04 * error**2))
+    layer.origin["relative_error"] = 0.1
+    assert _learning_rate(model) == pytest.approx(4e-4)
+    assert healed(model, teacher, learning_rate=None, max_steps=4).is_better
+    assert _learning_rate(model) == pytest.approx(4e-4)  # healing once more
+    assert healed(model, teacher, max_steps=5).is_better
+    assert find(model, QuantizedEmbedding).origin["healing_steps"] == 9
+    layer = find(model, QuantizedEmbedding)
+    layer.origin = {"error_before_healing": 0.9}
+    assert _learning_rate(model) == 0.01
+    layer.origin = {}
+    assert _learning_rate(model) == 0.01
 
 
 def test_factors_are_healed_too() -> None:

@@ -24,6 +24,7 @@ from kflats.report.healing import HealingReport
 from kflats.storage.manifest import factor_layers
 
 PARTS = ("table", "all")
+_MOST, _OF_ERROR = 1e-2, 0.04
 _OF_ROWS, _OF_FACTORS = 0.3, 0.1
 """Numbers of single rows move slower than shared ones: rounding makes their gradients rough."""
 _HELD_OUT = 256
@@ -49,7 +50,7 @@ def heal_(
     parts: str = "table",
     epochs: float = 1.0,
     max_steps: int | None = 1000,
-    learning_rate: float = 1e-2,
+    learning_rate: float | None = None,
     body_learning_rate: float = 2e-5,
     batch_size: int = 64,
     max_length: int = 16,
@@ -78,9 +79,11 @@ def heal_(
         How often every text is used.
     max_steps : int or None, default=1000
         Most batches.
-    learning_rate : float, default=1e-2
+    learning_rate : float, optional
         Of what the rows of a packed table share, relative to the size of the numbers; those of
-        single rows have 0.3 of it, and float factors a tenth.
+        single rows have 0.3 of it, and float factors a tenth. If left out 0.04 times the squared
+        relative error that the table was compressed with (a table that is nearly right must move
+        less than its codes are wide), at most 0.01.
     body_learning_rate : float, default=2e-5
         Of everything else, for ``parts='all'``.
     batch_size : int, default=64
@@ -111,6 +114,8 @@ def heal_(
     >>> print(heal_(model, open("text.txt"), teacher=teacher))  # doctest: +SKIP
     """
     started = time.perf_counter()
+    if learning_rate is None:
+        learning_rate = _learning_rate(model)
     numbers = {
         "epochs": epochs,
         "max_steps": 1 if max_steps is None else max_steps,
@@ -163,11 +168,20 @@ def _pack(model: nn.Module) -> None:
         pack_(model)
 
 
+def _learning_rate(model: nn.Module) -> float:
+    names = ("relative_error", "error_before_healing")
+    layers = factor_layers(model).values()
+    errors = [float(each.origin[name]) for each in layers for name in names if name in each.origin]
+    return min([_MOST, *(_OF_ERROR * error**2 for error in errors if error > 0)])
+
+
 def _describe(model: nn.Module, steps: int) -> None:
     """Say in the tables that they were healed; their error on the dense rows is another now."""
     for layer in factor_layers(model).values():
-        known = {key: each for key, each in layer.origin.items() if key != "relative_error"}
-        layer.origin = {**known, "healing_steps": steps}
+        known = dict(layer.origin)
+        if "relative_error" in known:
+            known["error_before_healing"] = known.pop("relative_error")
+        layer.origin = {**known, "healing_steps": steps + known.get("healing_steps", 0)}
 
 
 def _check(model: nn.Module, teacher: nn.Module, parts: str, numbers: dict[str, float]) -> None:

@@ -41,8 +41,11 @@ def heal(
     epochs: Annotated[float, typer.Option(help="How often every text is used.")] = 1.0,
     max_steps: Annotated[int, typer.Option(help="Most batches.")] = 1000,
     learning_rate: Annotated[
-        float, typer.Option(help="Of the tables, relative to the size of their numbers.")
-    ] = 1e-2,
+        float | None,
+        typer.Option(
+            help="Of the tables, relative to the size of their numbers; by their error if left out."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Pieces of text per step.")] = 64,
     max_length: Annotated[int, typer.Option(help="Most tokens of a piece of text.")] = 16,
     seed: SeedOption = 0,
