@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -64,18 +65,21 @@ def factor_layers() -> dict[str, nn.Module]:
 
 
 def coded_models() -> dict[str, Any]:
-    """Return MiniLM in packed codes of two forms, with token counts of Brown."""
+    """Return MiniLM in packed codes: plain int2, and two forms with token counts of Brown."""
+    forms: dict[str, dict[str, Any]] = {
+        "int2, fitted levels": {"rotated": False, "max_rungs": 1},
+        "codes of columns": {"rotated": False},
+        "codes, one rotation": {"rotated": True},
+    }
     models = {}
-    for name, rotated in (("codes of columns", False), ("codes, one rotation", True)):
+    for name, options in forms.items():
         model = open_sentence_model("minilm")
-        tokenizer = tokenizer_of(model, "minilm")
-        counts = token_weights(data_folder() / "text" / "brown.txt", tokenizer, len(tokenizer))
-        config = CompressionConfig(
-            bits=BITS,
-            sample_weight=counts,
-            exact_ids=tuple(sorted(set(tokenizer.all_special_ids))),
-            options={"rotated": rotated},
-        )
+        config = CompressionConfig(bits=BITS, options=options)
+        if "max_rungs" not in options:
+            tokenizer = tokenizer_of(model, "minilm")
+            counts = token_weights(data_folder() / "text" / "brown.txt", tokenizer, len(tokenizer))
+            special = tuple(sorted(set(tokenizer.all_special_ids)))
+            config = replace(config, sample_weight=counts, exact_ids=special)
         compress_(model, config)
         models[name] = model
     return models

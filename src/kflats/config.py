@@ -52,8 +52,8 @@ class CompressionConfig:
     relative : float, optional
         0 measures errors of rows as they are, 1 in units of the row: rows are weighted by
         ``norm ** (-2 * relative)``, on top of ``sample_weight``. Frequent tokens often have short
-        rows. None means 1 for 'codes', and where 'flats' have a ``sample_weight`` or are searched
-        for fast; and 0 otherwise.
+        rows. None means 0.5 for 'codes' without ``sample_weight``, 1 where 'flats' have one or are
+        searched for fast, and 0 otherwise.
     metric : Tensor of shape (embedding_dim, embedding_dim), optional
         Measures errors in the directions the network uses, see
         :func:`kflats.calibration.feature_moments`; the method must be 'flats'.
@@ -155,9 +155,10 @@ class CompressionConfig:
         """How much errors count in units of their row."""
         if self.relative is not None:
             return self.relative
+        if self.method == "codes":
+            return 0.5 if self.sample_weight is None else 0.0
         is_safer = self.sample_weight is not None or self.effort == "fast"
-        is_relative = self.method == "codes" or (self.method == "flats" and is_safer)
-        return 1.0 if is_relative else 0.0
+        return 1.0 if self.method == "flats" and is_safer else 0.0
 
     @property
     def budget(self) -> Budget:

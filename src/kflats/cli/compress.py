@@ -84,7 +84,7 @@ def compress(
     relative: Annotated[
         float | None,
         typer.Option(
-            help="1 minimises errors relative to each row, 0 absolute ones; 1 if weighted or fast."
+            help="1 minimises errors relative to each row, 0 absolute ones; by method if left out."
         ),
     ] = None,
     calibrate: Annotated[

@@ -102,6 +102,7 @@ class Candidates:
             config = replace(
                 self._sized(n * (1 + packed_bytes(d, bits)) + 16 * d + 4096),
                 sample_weight=None,
+                relative=0.0,
                 exact_ids=(),
                 options={"rotated": False, "max_rungs": 1},
             )
