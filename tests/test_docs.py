@@ -68,6 +68,17 @@ def test_figures_of_the_readme_are_those_of_the_results() -> None:
     assert f"| {result('paper_speed')['paper_over_fit']:.0f} times slower" in README
     times = [lookup[name]["zipf_forward_ms"] for name in ("nn.Embedding", "SVD", "flats")]
     assert f"| {' / '.join(map(str, times))} ms |" in README
+    packed = ("int2, fitted levels", "codes of columns", "codes, one rotation")
+    floats = ("nn.Embedding", "SVD", "nn.Embedding and nn.Linear")
+    for names in (packed, floats):
+        times = [lookup[name]["text_forward_ms"] for name in names]
+        assert f"| {' / '.join(map(str, times))} ms |" in README
+    ratios = [f"{lookup['forward'][name]['over_dense']:.2f}" for name in packed]
+    assert f"| {' / '.join(ratios)} times |" in README
+    bits = result("bytes_quality")
+    for size in ("2.08 bits", "1.088 bits", "0.544 bits"):
+        for name in ("codes, one rotation", "PQ, faiss"):
+            assert f"{bits[size][name]['spearman']:.2f}" in README, (size, name)
     head = result("head_speed")["k = 8"]["over_dense"]
     assert f"| {' / '.join(map(str, head.values()))} times |" in README
     load = result("load_memory")
