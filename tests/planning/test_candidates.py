@@ -22,14 +22,12 @@ def config(*, weighted: bool, bits: float = 6.0) -> CompressionConfig:
 def test_the_config_of_a_candidate_gives_its_table(*, weighted: bool) -> None:
     table = spectral_table()
     asked = config(weighted=weighted)
-    found = [
-        each
-        for each in Candidates(table, asked).at(asked.code_bytes(table.numel()), everything=False)
-        if each.config is not None
-    ]
+    candidates = Candidates(table, asked)
+    found = list(candidates.at(asked.code_bytes(table.numel()), everything=False))
     assert {each.name for each in found} >= {"codes of columns", "codes, one rotation"}
     assert any(each.name.startswith("int") for each in found)
     for each in found:
+        assert each.config is not None
         model = nn.Sequential(nn.Embedding.from_pretrained(table.clone()), nn.Linear(24, 2))
         report = compress_(model, each.config)
         rows = model[0](torch.arange(400))
