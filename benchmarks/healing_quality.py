@@ -12,6 +12,7 @@ from kflats.weights import token_weights
 
 BITS = (1.088, 2.08, 0.544, 4.032)
 """Bits per parameter: 3.4, 6.5, 1.7 and 12.6 % of float32."""
+STEPS = 300
 
 
 def measure() -> dict[str, Any]:
@@ -30,7 +31,7 @@ def measure() -> dict[str, Any]:
         )
         report = compress_(model, config)
         before = sts_spearman(model, pairs)
-        healing = heal_(model, texts, teacher=teacher)
+        healing = heal_(model, texts, teacher=teacher, max_steps=STEPS)
         results[f"{bits:g} bits"] = {
             "bytes": report.tables[0].bytes_after,
             "before": round(before, 2),
