@@ -79,6 +79,12 @@ def test_figures_of_the_readme_are_those_of_the_results() -> None:
     for size in ("2.08 bits", "1.088 bits", "0.544 bits"):
         for name in ("codes, one rotation", "PQ, faiss"):
             assert f"{bits[size][name]['spearman']:.2f}" in README, (size, name)
+    document = (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")
+    for size, row in result("healing_quality").items():
+        scores = f"{row['before']:.2f}, {row['after']:.2f}"
+        distances = f"{row['distance_before']:.5f}, {row['distance_after']:.5f}"
+        assert f"| {scores} | {distances} |" in document, size
+        assert f"{row['after']:.2f}" in README or size.startswith("4")
     head = result("head_speed")["k = 8"]["over_dense"]
     assert f"| {' / '.join(map(str, head.values()))} times |" in README
     load = result("load_memory")
