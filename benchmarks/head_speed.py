@@ -1,7 +1,7 @@
-"""Milliseconds of the logits of a large vocabulary, dense and in factor space.
+"""Milliseconds of the logits of a large vocabulary, dense, in factor space and in packed codes.
 
-The size is that of Qwen3-0.6B (151,936 x 1,024) at 40 % compression. The values are random: the
-time does not depend on them.
+The size is that of Qwen3-0.6B (151,936 x 1,024) at 40 % compression, and at 2 and 4 bits. The
+values are random: the time does not depend on them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from benchmarks.common import median_seconds
 from kflats import Budget, FactorizedLinear, FactorShape
+from kflats.layers import QuantizedLinear
+from kflats.quantization.shape import CodeShape
 
 ROWS, COLUMNS, COMPRESSION = 151_936, 1_024, 0.4
 TOKENS = (1, 8, 64, 256)
@@ -39,13 +41,35 @@ def random_head(n_clusters: int) -> FactorizedLinear:
     return head
 
 
+def random_codes(bits: int, rotated: bool) -> QuantizedLinear:
+    """Return a head whose rows all have ``bits`` per coefficient."""
+    shape = CodeShape(
+        num_embeddings=ROWS,
+        embedding_dim=COLUMNS,
+        counts=(ROWS,),
+        runs=(((bits, COLUMNS),),),
+        basis_ids=(0,),
+        rotated=(rotated,),
+    )
+    head = QuantizedLinear(shape)
+    with torch.no_grad():
+        head.coefficients.random_()
+        head.bases.random_(-100, 100)
+        head.scales.fill_(0.001)
+        head.books.copy_(torch.linspace(-1, 1, len(head.books)))
+    return head
+
+
 def measure() -> dict[str, Any]:
-    """Measure dense, SVD and k = 8 for several numbers of tokens, inference."""
+    """Measure every head for several numbers of tokens, inference."""
     generator = torch.Generator().manual_seed(1)
     dense = nn.Linear(COLUMNS, ROWS, bias=False)
     heads: dict[str, nn.Module] = {"dense": dense}
     for k in CLUSTERS:
         heads["SVD" if k == 1 else f"k = {k}"] = random_head(k)
+    for bits in (2, 4):
+        heads[f"int{bits}"] = random_codes(bits, rotated=False)
+        heads[f"{bits} bits, one rotation"] = random_codes(bits, rotated=True)
     results: dict[str, Any] = {}
     for tokens in TOKENS:
         hidden = torch.randn(tokens, COLUMNS, generator=generator)

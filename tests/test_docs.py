@@ -85,8 +85,9 @@ def test_figures_of_the_readme_are_those_of_the_results() -> None:
         distances = f"{row['distance_before']:.5f}, {row['distance_after']:.5f}"
         assert f"| {scores} | {distances} |" in document, size
         assert f"{row['after']:.2f}" in README or size.startswith("4")
-    head = result("head_speed")["k = 8"]["over_dense"]
-    assert f"| {' / '.join(map(str, head.values()))} times |" in README
+    for name in ("k = 8", "2 bits, one rotation"):
+        head = result("head_speed")[name]["over_dense"]
+        assert f"| {' / '.join(map(str, head.values()))} times |" in README
     load = result("load_memory")
     peaks = (load["peak_loading_over_file"], load["peak_after_forward_over_file"])
     assert f"| {peaks[0]:.2f} / {peaks[1]:.2f} times |" in README

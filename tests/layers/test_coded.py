@@ -222,7 +222,7 @@ def test_the_gradient_of_hidden_is_the_dense_one(form: str) -> None:
     bias, layer.bias.grad = layer.bias.grad, None
     dense_logits(layer, expected).square().sum().backward()
     torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(bias, layer.bias.grad)
+    torch.testing.assert_close(bias, layer.bias.grad, rtol=1e-5, atol=1e-4)
 
 
 def test_a_table_of_many_blocks_is_multiplied_block_by_block(
@@ -300,7 +300,7 @@ def test_the_operators_pass_the_checks_of_torch() -> None:
     operators: Any = torch.ops.kflats
     torch.library.opcheck(operators.lookup_codes, (IDS[1], *tensors, *rest))
     hidden = states(2, 3).requires_grad_()
-    torch.library.opcheck(operators.multiply_codes, (hidden, *tensors, layer.labels, layer._text))
+    torch.library.opcheck(operators.multiply_codes, (hidden, *tensors, *rest))
 
 
 def test_shared_layers_are_one_table() -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from kflats.errors import InputError
+from kflats.layers.coded_logits import multiply_codes
 from kflats.layers.embedding import TableEmbedding, check_options
 from kflats.layers.linear import TableLinear
-from kflats.layers.places import distinct, places_of
+from kflats.layers.places import distinct, places_at, places_of
 from kflats.layers.stored import StoredTable
-from kflats.linalg import row_blocks
 from kflats.quantization.codes import Codes, rows_at
 from kflats.quantization.shape import BASIS_DTYPES, CodeShape
 from kflats.shape import label_dtype
@@ -125,8 +123,8 @@ class CodedTable(StoredTable):
             If the labels do not have ``shape.counts`` rows in each group.
         """
         if self.labels is not None and not self.labels.is_meta:
-            starts = _starts(self.shape, self.labels.device)
             places = places_of(self.labels, self.shape.counts)
+            starts = places.new_tensor(self.shape.row_starts)
             offsets = places - starts[self.labels.long()]
             self._derive("offsets", offsets.to(_offset_dtype(self.shape)))
         return self
@@ -140,15 +138,16 @@ class CodedTable(StoredTable):
     def product(self, hidden: Tensor) -> Tensor:
         """Return ``hidden @ table.T``, shape (*, num_embeddings).
 
-        Rows are unpacked block by block, for the gradient of ``hidden`` once more. Under autocast
-        it computes in the dtype of autocast, as ``nn.Linear`` does.
+        Codes are unpacked block by block, for the gradient of ``hidden`` once more, and multiplied
+        in coefficient space. Under autocast it computes in the dtype of autocast, as ``nn.Linear``
+        does.
         """
         device = hidden.device.type
         casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         if casts and hidden.dtype != torch.float64:
             hidden = hidden.to(torch.get_autocast_dtype(device))
         tensors = (self.coefficients, self.bases, self.scales, self.books, self.exact)
-        result: Tensor = multiply_codes(hidden, *tensors, self.labels, self._text)
+        result: Tensor = multiply_codes(hidden, *tensors, self.labels, self.offsets, self._text)
         return result
 
     def extra_repr(self) -> str:
@@ -244,12 +243,11 @@ def lookup_codes(
     IndexError
         If an id is out of range.
     """
-    described = _shape(shape)
+    described = CodeShape.parse(shape)
     flat = ids.reshape(-1)
     wanted = flat
     if labels is not None and offsets is not None:
-        starts = _starts(described, labels.device)
-        wanted = starts[labels.index_select(0, flat).int()] + offsets.index_select(0, flat)
+        wanted = places_at(labels, offsets, described.row_starts, flat)
     unique, inverse = distinct(wanted, described.num_embeddings)
     codes = Codes(described, coefficients, labels, bases, scales, books, exact)
     rows = rows_at(codes, unique).to(scales.dtype)
@@ -259,92 +257,6 @@ def lookup_codes(
 @lookup_codes.register_fake
 def _(ids: Tensor, coefficients: Tensor, bases: Tensor, scales: Tensor, *others: Any) -> Tensor:  # noqa: ARG001
     return scales.new_empty(*ids.shape, bases.shape[1])
-
-
-@torch.library.custom_op("kflats::multiply_codes", mutates_args=())
-def multiply_codes(
-    hidden: Tensor,
-    coefficients: Tensor,
-    bases: Tensor,
-    scales: Tensor,
-    books: Tensor,
-    exact: Tensor | None,
-    labels: Tensor | None,
-    shape: str,
-) -> Tensor:
-    """Return ``hidden @ table.T``, shape (*, num_embeddings), in the dtype of ``hidden``.
-
-    The other arguments are those of :func:`lookup_codes`.
-    """
-    described = _shape(shape)
-    codes = Codes(described, coefficients, labels, bases, scales, books, exact)
-    result = hidden.new_empty(*hidden.shape[:-1], described.num_embeddings)
-    with torch.autocast(hidden.device.type, enabled=False):
-        for ids, rows in _blocks(codes):
-            result[..., ids] = hidden @ rows.to(hidden.dtype).T
-    return result
-
-
-@multiply_codes.register_fake
-def _(hidden: Tensor, *others: Any) -> Tensor:
-    return hidden.new_empty(*hidden.shape[:-1], _shape(others[-1]).num_embeddings)
-
-
-@torch.library.custom_op("kflats::multiply_codes_backward", mutates_args=())
-def multiply_codes_backward(
-    grad: Tensor,
-    coefficients: Tensor,
-    bases: Tensor,
-    scales: Tensor,
-    books: Tensor,
-    exact: Tensor | None,
-    labels: Tensor | None,
-    shape: str,
-) -> Tensor:
-    """Return ``grad @ table``, the gradient of ``hidden``."""
-    described = _shape(shape)
-    codes = Codes(described, coefficients, labels, bases, scales, books, exact)
-    total = grad.new_zeros(*grad.shape[:-1], described.embedding_dim)
-    with torch.autocast(grad.device.type, enabled=False):
-        for ids, rows in _blocks(codes):
-            total += grad[..., ids] @ rows.to(grad.dtype)
-    return total
-
-
-@multiply_codes_backward.register_fake
-def _(grad: Tensor, coefficients: Tensor, bases: Tensor, *others: Any) -> Tensor:  # noqa: ARG001
-    return grad.new_empty(*grad.shape[:-1], bases.shape[1])
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    ctx.save_for_backward(*inputs[1:7])
-    ctx.shape = inputs[7]
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return multiply_codes_backward(grad, *ctx.saved_tensors, ctx.shape), *(None,) * 7
-
-
-multiply_codes.register_autograd(_backward, setup_context=_setup_context)
-
-
-def _blocks(codes: Codes) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the ids and rows of all blocks of the table, in the order of their places."""
-    order = codes.order()
-    for block in row_blocks(codes.shape.num_embeddings, 4 * codes.shape.embedding_dim):
-        places = torch.arange(block.start, block.stop, device=order.device)
-        yield order[block], rows_at(codes, places)
-
-
-@lru_cache(maxsize=64)
-def _shape(text: str) -> CodeShape:
-    return CodeShape.from_dict(json.loads(text))
-
-
-def _starts(shape: CodeShape, device: torch.device) -> Tensor:
-    """Return the first place of every group, int32."""
-    starts = [sum(shape.counts[:group]) for group in range(len(shape.counts))]
-    return torch.tensor(starts, dtype=torch.int32, device=device)
 
 
 def _offset_dtype(shape: CodeShape) -> torch.dtype:

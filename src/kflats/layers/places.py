@@ -50,6 +50,40 @@ def places_of(labels: Tensor, counts: Sequence[int]) -> Tensor:
     return places
 
 
+def places_at(
+    labels: Tensor, offsets: Tensor, starts: Sequence[int], ids: Tensor | None = None
+) -> Tensor:
+    """Return the places of rows, from their groups and their places in these.
+
+    Parameters
+    ----------
+    labels, offsets : Tensor of shape (num_embeddings,), integers
+        Group of every row, and its place in the group.
+    starts : sequence of int
+        Place of the first row of each group.
+    ids : Tensor of shape (m,), integers, optional
+        Rows that are wanted; all of them by default.
+
+    Returns
+    -------
+    Tensor of shape (m,), int32
+
+    Raises
+    ------
+    IndexError
+        If an id is out of range.
+
+    Examples
+    --------
+    >>> places_at(torch.tensor([1, 0, 1]), torch.tensor([0, 0, 1]), [0, 1])
+    tensor([1, 0, 2], dtype=torch.int32)
+    """
+    if ids is not None:
+        labels, offsets = labels.index_select(0, ids), offsets.index_select(0, ids)
+    first = torch.tensor(starts, dtype=torch.int32, device=labels.device)
+    return first.index_select(0, labels.int()).add_(offsets)
+
+
 def distinct(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the distinct numbers, ascending, and the place of every number among them.
 

@@ -156,7 +156,7 @@ class TrainableTable(StoredTable):
         counts = torch.tensor(shape.counts, device=places.device)
         starts = (counts.cumsum(0) - counts).to(places.dtype)
         bounds = [*torch.searchsorted(places, starts).tolist(), len(places)]
-        widths = [sum(count for _, count in runs) for runs in shape.runs]
+        widths = shape.coded
         counted = list(zip(shape.counts, widths, strict=True))
         latents = self.latent.split([count * width for count, width in counted])
         gains = self.log_gains.split([count * bool(width) for count, width in counted])

@@ -10,7 +10,7 @@ from kflats.quantization.axes import Axes
 from kflats.quantization.codebooks import fit_levels, gaussian_levels
 from kflats.quantization.codes import Codes
 from kflats.quantization.records import Books, encode, fit_gains, make_books
-from kflats.quantization.shape import BASIS_DTYPES, CodeShape, Runs
+from kflats.quantization.shape import BASIS_DTYPES, CodeShape, Runs, coded_in
 from kflats.shape import STORED, label_dtype
 
 _SAMPLE = 1 << 20
@@ -140,7 +140,7 @@ def _sample(axes: Axes, groups: Groups, width: int) -> tuple[Tensor, Tensor]:
 
 def _records(axes: Axes, group: tuple[int, Runs, Tensor], books: Books) -> Tensor:
     basis, runs, mask = group
-    coded = sum(count for _, count in runs)
+    coded = coded_in(runs)
     rows, importance = mask.nonzero().squeeze(1), axes.variances[basis][:coded]
     parts = []
     for block in row_blocks(len(rows), 4 * coded):

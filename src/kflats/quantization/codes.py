@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kflats.linalg import row_blocks, working_dtype
 from kflats.quantization.records import Books, decode
-from kflats.quantization.shape import CodeShape, Runs
+from kflats.quantization.shape import CodeShape, Runs, coded_in
 from kflats.shape import STORED
 
 
@@ -109,7 +109,7 @@ def rows_at(codes: Codes, places: Tensor) -> Tensor:
             if shape.basis_ids[group] == STORED and codes.exact is not None:
                 torch.index_select(codes.exact.to(dtype), 0, wanted, out=out)
                 continue
-            records = _records(codes, group).index_select(0, wanted)
+            records = records_of(codes, group).index_select(0, wanted)
             basis = bases[shape.basis_ids[group]]
             basis.write_rows(records, shape.runs[group], books, out)
     return rows
@@ -139,7 +139,7 @@ class _Basis:
 
     def write_rows(self, records: Tensor, runs: Runs, books: Books, out: Tensor) -> None:
         """Write the rows of records into ``out``."""
-        coded = sum(count for _, count in runs)
+        coded = coded_in(runs)
         if self.directions.dim() == 2 and coded:
             inner = out.new_empty(len(out), coded)
             decode(records, runs, books, inner)
@@ -153,7 +153,8 @@ class _Basis:
             out[:, coded:] = self.mean[coded:]
 
 
-def _records(codes: Codes, group: int) -> Tensor:
+def records_of(codes: Codes, group: int) -> Tensor:
+    """Return the records of a group, shape (rows, record bytes), uint8."""
     start, stop = codes.shape.byte_starts[group : group + 2]
     flat = codes.coefficients[start:stop]
     return flat.view(codes.shape.counts[group], codes.shape.record_bytes[group])

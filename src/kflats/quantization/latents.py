@@ -9,9 +9,9 @@ from torch import Tensor
 
 from kflats.quantization.build import round_directions
 from kflats.quantization.cells import start_in_cells
-from kflats.quantization.codes import Codes
-from kflats.quantization.records import GAIN_STEPS, Books, decode, encode, quantize
-from kflats.quantization.shape import CodeShape, Runs
+from kflats.quantization.codes import Codes, records_of
+from kflats.quantization.records import GAIN_STEPS, Books, encode, level_runs
+from kflats.quantization.shape import CodeShape
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +61,11 @@ def latents_of(codes: Codes, table: Tensor | None = None) -> Latents:
     shape, books = codes.shape, Books(codes.books, codes.shape.widths)
     empty = codes.scales.new_zeros(0, dtype=torch.float32)
     latents, gains = [empty], [empty]
-    sizes = [c * size for c, size in zip(shape.counts, shape.record_bytes, strict=True)]
-    for group, records in enumerate(codes.coefficients.split(sizes)):
-        count, runs = shape.counts[group], shape.runs[group]
+    for group, (count, runs) in enumerate(zip(shape.counts, shape.runs, strict=True)):
         if runs and count:
-            found, logs = _unit_values(records.view(count, -1), runs, books)
+            records = records_of(codes, group)
+            found = torch.cat([levels for _, levels in level_runs(records, runs, books)], 1)
+            logs = books.gains(records[:, 0]).log()
             if table is not None:
                 found = start_in_cells(found, logs, codes, group, table)
             latents.append(found.reshape(-1))
@@ -89,15 +89,6 @@ def latents_of(codes: Codes, table: Tensor | None = None) -> Latents:
         units=torch.cat([units, columns]),
         ends=codes.books[:2].clone(),
     )
-
-
-def _unit_values(records: Tensor, runs: Runs, books: Books) -> tuple[Tensor, Tensor]:
-    """Return the levels of records, exactly, and the logarithms of their gains."""
-    gains = books.gains(records[:, 0])
-    width = sum(count for _, count in runs)
-    values = books.numbers.new_empty(len(records), width)
-    decode(records, runs, books, values)
-    return quantize(values / gains[:, None], runs, books), gains.log()
 
 
 def codes_of(latents: Latents, dtype: torch.dtype) -> Codes:

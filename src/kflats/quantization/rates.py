@@ -12,7 +12,7 @@ from kflats.linalg import row_blocks
 from kflats.quantization.allocation import BLOCK, assign, blocks_of, row_bytes, rungs, thin
 from kflats.quantization.axes import Axes
 from kflats.quantization.codebooks import WIDTHS, at_levels, gaussian_levels
-from kflats.quantization.shape import Runs
+from kflats.quantization.shape import Runs, coded_in
 from kflats.shape import label_dtype
 
 _SAMPLE = 4096
@@ -91,7 +91,7 @@ def choose_rungs(
 
 
 def _rank(ladder: list[Runs]) -> int:
-    return max(sum(count for _, count in runs) for runs in ladder)
+    return max(coded_in(runs) for runs in ladder)
 
 
 def _best_height(errors: Tensor, sizes: Tensor, budgets: list[float]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -134,11 +136,17 @@ def encode(values: Tensor, gains: Tensor, runs: Runs, books: Books) -> Tensor:
 def decode(records: Tensor, runs: Runs, books: Books, out: Tensor) -> None:
     """Write the coefficients of records, of shape (m, coefficients), into ``out``."""
     gains = books.gains(records[:, :1])
+    for columns, levels in level_runs(records, runs, books):
+        torch.mul(levels, gains, out=out[:, columns])
+
+
+def level_runs(records: Tensor, runs: Runs, books: Books) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the coefficients of every run without their gain: where they lie, and (m, count)."""
     place, start = 1, 0
     for bits, count in runs:
         size = packed_bytes(count, bits)
-        values = _values(records[:, place : place + size], bits, count, books)
-        torch.mul(values, gains, out=out[:, start : start + count])
+        packed = records[:, place : place + size]
+        yield slice(start, start + count), _values(packed, bits, count, books)
         place, start = place + size, start + count
 
 

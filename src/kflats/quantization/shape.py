@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any, Self
 
@@ -107,7 +108,7 @@ class CodeShape:
                     f"runs={runs} must have descending widths of {[*PLANES, HALF]} bits, and none "
                     "for rows stored as they are."
                 )
-            if any(count < 1 for _, count in runs) or _coded(runs) > self.embedding_dim:
+            if any(count < 1 for _, count in runs) or coded_in(runs) > self.embedding_dim:
                 raise InputError(
                     f"runs={runs} must have from 1 to embedding_dim={self.embedding_dim} "
                     "coefficients."
@@ -120,6 +121,11 @@ class CodeShape:
             (1 + sum(packed_bytes(count, bits) for bits, count in runs)) if runs else 0
             for runs in self.runs
         )
+
+    @cached_property
+    def coded(self) -> tuple[int, ...]:
+        """Coefficients that the rows of each group have."""
+        return tuple(coded_in(runs) for runs in self.runs)
 
     @cached_property
     def row_starts(self) -> tuple[int, ...]:
@@ -142,9 +148,9 @@ class CodeShape:
     def basis_ranks(self) -> tuple[int, ...]:
         """Coefficients that the rows of each basis have at most."""
         found = [0] * len(self.rotated)
-        for runs, basis in zip(self.runs, self.basis_ids, strict=True):
+        for coded, basis in zip(self.coded, self.basis_ids, strict=True):
             if basis != STORED:
-                found[basis] = max(found[basis], _coded(runs))
+                found[basis] = max(found[basis], coded)
         return tuple(found)
 
     @cached_property
@@ -191,9 +197,7 @@ class CodeShape:
     @property
     def num_parameters(self) -> int:
         """Numbers that are stored, in however many bits: coefficients, exact rows, bases, means."""
-        coded = sum(
-            count * _coded(runs) for count, runs in zip(self.counts, self.runs, strict=True)
-        )
+        coded = sum(count * each for count, each in zip(self.counts, self.coded, strict=True))
         return coded + (self.n_exact + sum(self.directions)) * self.embedding_dim
 
     @property
@@ -224,6 +228,12 @@ class CodeShape:
             "runs": [[list(run) for run in runs] for runs in self.runs],
         }
 
+    @staticmethod
+    @lru_cache(maxsize=64)
+    def parse(text: str) -> CodeShape:
+        """Return the shape that :meth:`to_dict` has described, as JSON text, each made once."""
+        return CodeShape.from_dict(json.loads(text))
+
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Return the shape a JSON object describes; unknown and missing fields are refused."""
@@ -246,5 +256,6 @@ class CodeShape:
         return cls(**data)
 
 
-def _coded(runs: Runs) -> int:
+def coded_in(runs: Runs) -> int:
+    """Return the coefficients of a row."""
     return sum(count for _, count in runs)
