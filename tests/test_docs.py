@@ -93,6 +93,18 @@ def test_figures_of_the_readme_are_those_of_the_results() -> None:
     assert f"| {peaks[0]:.2f} / {peaks[1]:.2f} times |" in README
 
 
+def test_the_glue_table_of_the_readme_is_that_of_the_report() -> None:
+    report = (ROOT / "benchmarks" / "results" / "glue" / "report.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\w =]+) \| (\d+)% \| ([^|]+) \| ([^|]+) \| \d", report, re.MULTILINE)
+    drops = {(method, size, stage): row[stage] for method, size, *row in rows for stage in (0, 1)}
+    for stage, words in enumerate(("without fine-tuning", "two epochs more")):
+        for size in ("40", "60", "80"):
+            head = f"{size} %, {words}" if size == "40" else f"{size} %"
+            methods = ("svd", "projective k = 3", "projective k = 5")
+            cells = [drops[method, size, stage] for method in methods]
+            assert f"| {head} | {' | '.join(cells)} |" in README
+
+
 def test_make_targets_of_the_documents_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
