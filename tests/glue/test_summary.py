@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import copy
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kflats.errors import InputError
-from kflats.glue.page import markdown
+from kflats.glue.page import markdown, write_page
 from kflats.glue.summary import ENSEMBLE, drops, mean_drops
 
 
@@ -110,3 +113,24 @@ def test_failed_runs_are_in_the_report_and_not_in_the_means() -> None:
 def test_paper_is_beside_its_own_models_only() -> None:
     assert "| messi | 40% | 0.5 |" in markdown(RUNS)
     assert "The paper" not in markdown([{**each, "model": "minilm"} for each in RUNS])
+
+
+def test_a_method_looks_the_same_in_every_panel_of_the_page(tmp_path: Path) -> None:
+    others = [copy.deepcopy(run) for run in RUNS]
+    for run in others:
+        run["cell"]["task"] = "cola"
+        for stage in ("before", "after"):
+            run[stage]["validation"] = {"matthews": run[stage]["validation"]["accuracy"]}
+        run["majority"]["validation"] = {"matthews": 0.0}
+        run["train_before"] = run["train_after"] = {"matthews": 1.0}
+    runs = RUNS + others
+    write_page(runs, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    pattern = r'"legendgroup":"([^"]+)","(?:line|marker)":{"color":"([^"]+)"'
+    looks: dict[str, set[str]] = {}
+    for line, colour in re.findall(pattern, page):
+        looks.setdefault(line, set()).add(colour)
+    assert {line: len(colours) for line, colours in looks.items()} == {
+        "SVD": 1, "projective k = 3": 1, "projective k = 5": 1, "ensemble": 1
+    }  # fmt: skip
+    assert len(set.union(*looks.values())) == 4

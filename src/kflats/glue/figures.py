@@ -44,6 +44,7 @@ def draw_figures(found: list[Drop], folder: Path) -> list[Path]:
                 title=f"{task}, {words}",
                 x_label="parameters of the table removed, %",
                 y_label="relative drop, %",
+                rings=(ENSEMBLE,),
             )
         path = folder / f"drops_{stage}.png"
         write_figure(figure, path)

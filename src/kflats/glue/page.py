@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from kflats.errors import MissingExtraError
 from kflats.glue.figures import task_lines
 from kflats.glue.paper import reported_for
 from kflats.glue.store import write_text
-from kflats.glue.summary import STAGES, Drop, MeanDrop, drops, mean_drops, plotted_score
+from kflats.glue.summary import ENSEMBLE, STAGES, Drop, MeanDrop, drops, mean_drops, plotted_score
 from kflats.glue.tasks import TASKS
 
 Row = list[str]
@@ -134,13 +135,13 @@ def write_page(results: list[dict[str, Any]], path: Path) -> None:
     found = drops(results)
     tasks = sorted({drop.task for drop in found})
     parts = []
+    styles = _styles(found, tasks)
     for number, (stage, words) in enumerate(STAGES.items()):
         figure = make_subplots(rows=1, cols=len(tasks), subplot_titles=tasks)
         for column, task in enumerate(tasks, start=1):
             for line, (x, y) in task_lines(found, task, stage).items():
                 trace = go.Scatter(
-                    x=x, y=y, name=line, mode="lines+markers", legendgroup=line,
-                    showlegend=column == 1,
+                    x=x, y=y, name=line, legendgroup=line, showlegend=column == 1, **styles[line]
                 )  # fmt: skip
                 figure.add_trace(trace, row=1, col=column)
         figure.update_xaxes(title_text="removed, %")
@@ -149,6 +150,22 @@ def write_page(results: list[dict[str, Any]], path: Path) -> None:
         library = number == 0
         parts.append(figure.to_html(full_html=False, include_plotlyjs=library))
     write_text(path, _html(markdown(results), parts))
+
+
+def _styles(found: list[Drop], tasks: list[str]) -> dict[str, dict[str, Any]]:
+    """Return how each method is drawn, the same in every panel; the ensemble as rings."""
+    from plotly.colors import qualitative
+
+    lines = [line for task in tasks for stage in STAGES for line in task_lines(found, task, stage)]
+    styles: dict[str, dict[str, Any]] = {}
+    for line, colour in zip(dict.fromkeys(lines), cycle(qualitative.D3), strict=False):
+        styles[line] = {"mode": "lines+markers", "line": {"color": colour}}
+    if ENSEMBLE in styles:
+        ring = {"symbol": "circle-open", "size": 13, "color": "black"}
+        styles[ENSEMBLE] = {"mode": "markers", "marker": ring}
+    if "SVD" in styles:
+        styles["SVD"] = {"mode": "lines+markers", "line": {"color": "grey", "dash": "dash"}}
+    return styles
 
 
 def _html(report: str, figures: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +34,24 @@ def new_figure(columns: int) -> tuple[Figure, list[Axes]]:
 
 
 def draw_curves(
-    axes: Axes, curves: Mapping[str, Curve], *, title: str, x_label: str, y_label: str
+    axes: Axes,
+    curves: Mapping[str, Curve],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    rings: Container[str] = (),
 ) -> None:
-    """Draw one line with markers per name; the baseline 'SVD' is grey and dashed."""
+    """Draw one line with markers per name; the baseline 'SVD' is grey and dashed.
+
+    Those named in ``rings`` lie on others and are drawn as rings around their points.
+    """
     for name, (x, y) in curves.items():
         style: dict[str, Any] = {"marker": "o"}
         if name == "SVD":
             style |= {"color": "0.35", "linestyle": "--"}
+        if name in rings:
+            style |= {"color": "0.1", "linestyle": "", "markersize": 11, "fillstyle": "none"}
         axes.plot(x, y, label=name, **style)
     axes.set_title(title)
     axes.set_xlabel(x_label)
