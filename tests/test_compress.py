@@ -194,6 +194,7 @@ def test_failure_on_the_second_table_leaves_the_first() -> None:
         ({"compression": 0.4, "method": "svd", "n_clusters": 3}, "svd' has one subspace"),
         ({"rank": 3}, "rank=3 needs n_clusters too"),
         ({"compression": 0.4, "n_clusters": 0}, "n_clusters=0 must be at least 1"),
+        ({"bits": 2, "options": {"n_clusters": 2, "levels": "uniform"}}, "n_clusters: give it to"),
     ],
 )
 def test_contradictory_configs_are_refused(config: dict[str, Any], message: str) -> None:

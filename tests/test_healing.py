@@ -53,6 +53,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "encoder": tiny_bert,
     "masked": lambda: tiny_bert("BertForMaskedLM"),
     "causal": tiny_gpt2,
+    "score": lambda: tiny_bert("BertForSequenceClassification", num_labels=1),
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -219,6 +220,21 @@ def test_the_distance_of_equal_models_is_nothing() -> None:
     features = {"input_ids": torch.arange(4, 12)[None], "attention_mask": torch.ones(1, 8)}
     loss = Student(tiny_bert(), teacher)(features)["loss"]
     assert float(loss.detach()) == 0.0
+
+
+@pytest.mark.parametrize("num_labels", [1, 3])
+def test_scores_are_compared_by_their_squares_and_labels_as_distributions(num_labels: int) -> None:
+    kind = "BertForSequenceClassification"
+    model, teacher = (tiny_bert(kind, num_labels=num_labels) for _ in range(2))
+    with torch.no_grad():
+        model.classifier.bias += 0.5
+    features = {"input_ids": torch.arange(4, 12)[None], "attention_mask": torch.ones(1, 8)}
+    loss = float(Student(model, teacher)(features)["loss"].detach())
+    if num_labels == 1:
+        score = float(teacher(**features).logits.detach())
+        assert loss == pytest.approx(0.25 / score**2, rel=1e-4)
+    else:
+        assert loss == pytest.approx(0, abs=1e-6)  # all logits moved alike
 
 
 class Fixed(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
@@ -108,6 +108,12 @@ class CompressionConfig:
         if not 0 <= self.random_state < 2**32:
             raise InputError(f"random_state={self.random_state} must be between 0 and 2**32 - 1.")
         self._check_clusters()
+        clashes = sorted({each.name for each in fields(self)} & set(self.options))
+        if clashes:
+            raise InputError(
+                f"options has {', '.join(clashes)}: give {'them' if clashes[1:] else 'it'} to "
+                "CompressionConfig itself; options are those of the fit that it does not name."
+            )
 
     def _check_clusters(self) -> None:
         if self.n_clusters is not None and self.n_clusters < 1:

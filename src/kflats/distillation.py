@@ -23,9 +23,9 @@ class Student(nn.Module):
 
     Sentence embeddings are compared by one minus their cosine, and, since they are there to be
     compared with each other, by 30 times the mean squared error of the cosines within the batch;
-    logits by the Kullback-Leibler divergence from those of the teacher, hidden states by their
-    squared error relative to the teacher's squared norm; logits and hidden states only where there
-    is text.
+    logits by the Kullback-Leibler divergence from those of the teacher; hidden states, and heads
+    that give one score, by their squared error relative to the teacher's squared norm; logits and
+    hidden states only where there is text.
 
     Parameters
     ----------
@@ -96,8 +96,8 @@ def _sentence_loss(got: Tensor, wanted: Tensor, _: Tensor) -> Tensor:
 def _logit_loss(got: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
     if got.dim() == 3:
         got, wanted = got[mask], wanted[mask]
-    if got.shape[-1] < 2:
-        raise UnsupportedModelError("one number is no distribution: load the model without head.")
+    if got.shape[-1] == 1:  # a score, not a distribution
+        return (got - wanted).square().mean() / wanted.square().mean().clamp_min(1e-30)
     logs = (got.log_softmax(-1), wanted.log_softmax(-1))
     return nn.functional.kl_div(*logs, reduction="batchmean", log_target=True)
 
