@@ -53,11 +53,12 @@ def test_every_command_is_documented_with_real_options(words: str) -> None:
         assert used <= known, line
 
 
-def test_figures_of_the_readme_are_those_of_the_results() -> None:
-    def result(name: str) -> Any:
-        path = ROOT / "benchmarks" / "results" / f"{name}.json"
-        return json.loads(path.read_text(encoding="utf-8"))["result"]
+def result(name: str) -> Any:
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["result"]
 
+
+def test_figures_of_the_readme_are_those_of_the_results() -> None:
     sts, lookup = result("sts_quality"), result("lookup_speed")
     rows = ("SVD, 40 %", "flats, 40 %", "SVD, 60 %", "flats, 60 %")
     for row in (*rows, "flats, 60 %, token counts", "flats, 80 %, token counts"):
@@ -91,6 +92,22 @@ def test_figures_of_the_readme_are_those_of_the_results() -> None:
     load = result("load_memory")
     peaks = (load["peak_loading_over_file"], load["peak_after_forward_over_file"])
     assert f"| {peaks[0]:.2f} / {peaks[1]:.2f} times |" in README
+
+
+def test_the_tasks_at_equal_bytes_are_those_of_the_results() -> None:
+    document = (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")
+    tasks = result("bytes_glue")
+    assert f"have {tasks['mean score']['dense']:.2f}" in document
+    kinds = ["codes of columns", "codes, one rotation", "PQ, faiss", "the paper, k = 5", "SVD"]
+    sizes = (("6.5", "2.08", "int2"), ("3.4", "1.088", "int1"), ("1.7", "0.544", ""))
+    for part, size, plain in sizes:
+        names = [f"{plain}, fitted levels", *kinds] if plain else kinds
+        rows = [f"{size} bits: {name}" for name in names]
+        cells = [f"{tasks['mean score'][row]:.2f}" for row in rows]
+        middle = "" if plain else " |"
+        assert f"| {part} |{middle} {' | '.join(cells)} |" in document
+        shown = [row for row in rows if not row.endswith((kinds[0], *kinds[3:]))]
+        assert all(f"{tasks['stsb'][row]['score']:.2f}" in document for row in shown)
 
 
 def test_the_glue_table_of_the_readme_is_that_of_the_report() -> None:
