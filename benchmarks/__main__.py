@@ -22,6 +22,7 @@ NAMES = (
     "bytes_quality",
     "healing_quality",
     "bytes_glue",
+    "healing_glue",
     "paper_speed",
 )
 

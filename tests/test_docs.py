@@ -108,6 +108,9 @@ def test_the_tasks_at_equal_bytes_are_those_of_the_results() -> None:
         assert f"| {part} |{middle} {' | '.join(cells)} |" in document
         shown = [row for row in rows if not row.endswith((kinds[0], *kinds[3:]))]
         assert all(f"{tasks['stsb'][row]['score']:.2f}" in document for row in shown)
+    words = " ".join(document.split())
+    for task, row in result("healing_glue").items():
+        assert f"{row['before']:.2f}, {row['after']:.2f}" in words, task
 
 
 def test_the_glue_table_of_the_readme_is_that_of_the_report() -> None:
