@@ -13,7 +13,7 @@ from kflats.planning.plan import standing_in
 from kflats.tables import find_tables
 from kflats.weights import token_weights
 
-BITS = (2.08, 1.088, 0.544, 4.032, 1.5, 3.04, 8.0)
+BITS = (2.08, 1.088, 0.544, 4.032, 1.5, 3.04, 8.0, 16.0)
 """Bits per parameter; 4.032, 2.08, 1.088 and 0.544 are 12.6, 6.5, 3.4 and 1.7 % of float32."""
 
 

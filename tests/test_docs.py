@@ -81,6 +81,13 @@ def test_figures_of_the_readme_are_those_of_the_results() -> None:
         for name in ("codes, one rotation", "PQ, faiss"):
             assert f"{bits[size][name]['spearman']:.2f}" in README, (size, name)
     document = (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")
+    for name in ("SVD", "the paper, k = 5", "flats"):
+        pair = [f"{bits[size][name]['spearman']:.2f}" for size in ("8 bits", "16 bits")]
+        assert " and ".join(pair) in " ".join(document.split()), name
+    for size in ("8 bits", "16 bits"):
+        coarse = ("SVD", "the paper, k = 5", "flats")
+        near = [row["spearman"] for name, row in bits[size].items() if name not in coarse]
+        assert max(abs(score - bits["dense"]["spearman"]) for score in near) <= 0.1
     for size, row in result("healing_quality").items():
         scores = f"{row['before']:.2f}, {row['after']:.2f}"
         distances = f"{row['distance_before']:.5f}, {row['distance_after']:.5f}"
