@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import data_folder
-from kflats import CompressionConfig, token_weights
+from benchmarks.common import brown_counts, data_folder
+from kflats import CompressionConfig
 from kflats.glue.protocol import Work, load_dense, run_cell
 from kflats.glue.runner import prepare
 from kflats.glue.settings import Sweep
@@ -54,8 +54,7 @@ def dense_models() -> Iterator[tuple[Any, Any, Any]]:
 
 def _task(experiment: Any, cell: Any, model: Any) -> dict[str, Any]:
     work, weight = Work(experiment, cell, model), find_tables(model)[0].weight
-    counts = token_weights(data_folder() / "text" / "brown.txt", work.tokenizer, len(weight))
-    special = tuple(sorted(set(work.tokenizer.all_special_ids)))
+    counts = brown_counts(work.tokenizer)
 
     def row(candidate: Candidate | None) -> dict[str, Any]:
         with standing_in(weight, weight.detach().clone() if candidate is None else candidate.table):
@@ -65,7 +64,7 @@ def _task(experiment: Any, cell: Any, model: Any) -> dict[str, Any]:
 
     rows = {"dense": row(None)}
     for bits in BITS:
-        config = CompressionConfig(bits=bits, sample_weight=counts, exact_ids=special)
+        config = CompressionConfig(bits=bits, **counts)
         candidates = Candidates(weight, config)
         if "fp16, absmax" not in rows:
             rows |= {each.name: row(each) for each in candidates.references()}

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.common import data_folder
+from benchmarks.common import brown_counts, data_folder
 from kflats import CompressionConfig
 from kflats.evaluation.sts import load_pairs, sts_spearman
 from kflats.models import open_sentence_model, tokenizer_of
 from kflats.planning.candidates import Candidate, Candidates
 from kflats.planning.plan import standing_in
 from kflats.tables import find_tables
-from kflats.weights import token_weights
 
-BITS = (2.08, 1.088, 0.544, 4.032, 1.5, 3.04, 8.0, 16.0)
+BITS = (16.0, 8.0, 4.032, 3.04, 2.08, 1.5, 1.088, 0.544)
 """Bits per parameter; 4.032, 2.08, 1.088 and 0.544 are 12.6, 6.5, 3.4 and 1.7 % of float32."""
 
 
@@ -24,8 +23,7 @@ def measure() -> dict[str, Any]:
     model = open_sentence_model("minilm")
     tokenizer = tokenizer_of(model, "minilm")
     weight = find_tables(model)[0].weight
-    counts = token_weights(data / "text" / "brown.txt", tokenizer, len(weight))
-    special = tuple(sorted(set(tokenizer.all_special_ids)))
+    counts = brown_counts(tokenizer)
     results: dict[str, Any] = {"dense": {"spearman": round(sts_spearman(model, pairs), 2)}}
 
     def row(candidate: Candidate) -> dict[str, Any]:
@@ -40,7 +38,7 @@ def measure() -> dict[str, Any]:
         }
 
     for bits in BITS:
-        config = CompressionConfig(bits=bits, sample_weight=counts, exact_ids=special)
+        config = CompressionConfig(bits=bits, **counts)
         candidates = Candidates(weight, config)
         if "plain" not in results:
             results["plain"] = {each.name: row(each) for each in candidates.references()}

@@ -1,4 +1,4 @@
-"""The table that is measured, and how time is taken."""
+"""What benchmarks share: the table that is measured, the data, and how time is taken."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
+
+from kflats.weights import token_weights
 
 
 def minilm_table() -> Tensor:
@@ -26,6 +28,16 @@ def data_folder() -> Path:
     """Return the folder of the evaluation data: ``KFLATS_DATA``, else ``../shared/data``."""
     root = Path(__file__).parents[1]
     return Path(os.environ.get("KFLATS_DATA", root.parent / "shared" / "data"))
+
+
+def brown_counts(tokenizer: Any) -> dict[str, Any]:
+    """Return the fields of a config that weigh tokens as in Brown and keep special ones exact."""
+    return {
+        "sample_weight": token_weights(
+            data_folder() / "text" / "brown.txt", tokenizer, len(tokenizer)
+        ),
+        "exact_ids": tuple(sorted(set(tokenizer.all_special_ids))),
+    }
 
 
 def median_seconds(function: Callable[[], Any], runs: int = 7) -> float:

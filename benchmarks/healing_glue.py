@@ -10,8 +10,8 @@ import copy
 from typing import Any
 
 from benchmarks.bytes_glue import dense_models
-from benchmarks.common import data_folder
-from kflats import CompressionConfig, compress_, heal_, token_weights
+from benchmarks.common import brown_counts, data_folder
+from kflats import CompressionConfig, compress_, heal_
 from kflats.glue.protocol import Work
 
 BITS = 1.088
@@ -26,11 +26,7 @@ def measure() -> dict[str, Any]:
     for experiment, cell, model in dense_models():
         work, teacher = Work(experiment, cell, model), copy.deepcopy(model)
         tokenizer = work.tokenizer
-        config = CompressionConfig(
-            bits=BITS,
-            sample_weight=token_weights(brown, tokenizer, len(tokenizer)),
-            exact_ids=tuple(sorted(set(tokenizer.all_special_ids))),
-        )
+        config = CompressionConfig(bits=BITS, **brown_counts(tokenizer))
         compress_(model, config)
         before = _score(work, experiment)
         healing = heal_(model, texts, teacher=teacher, tokenizer=tokenizer, max_steps=STEPS)

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import data_folder, median_seconds, minilm_table
+from benchmarks.common import brown_counts, data_folder, median_seconds, minilm_table
 from kflats import CompressionConfig, Factorization, FactorizedEmbedding, compress_
 from kflats.fit import factorize
 from kflats.layers import QuantizedEmbedding
 from kflats.models import open_sentence_model, tokenizer_of
-from kflats.weights import token_weights
 
 TOKENS = (32, 128)
 SVD_RANK = 227
@@ -76,10 +75,7 @@ def coded_models() -> dict[str, Any]:
         model = open_sentence_model("minilm")
         config = CompressionConfig(bits=BITS, options=options)
         if "max_rungs" not in options:
-            tokenizer = tokenizer_of(model, "minilm")
-            counts = token_weights(data_folder() / "text" / "brown.txt", tokenizer, len(tokenizer))
-            special = tuple(sorted(set(tokenizer.all_special_ids)))
-            config = replace(config, sample_weight=counts, exact_ids=special)
+            config = replace(config, **brown_counts(tokenizer_of(model, "minilm")))
         compress_(model, config)
         models[name] = model
     return models
