@@ -13,10 +13,10 @@ import torch
 
 from kflats.errors import InputError
 from kflats.glue import protocol
-from kflats.glue.page import markdown
 from kflats.glue.runner import run_sweep
 from kflats.glue.settings import Sweep
 from kflats.glue.store import read_results
+from kflats.glue.tables import markdown
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 

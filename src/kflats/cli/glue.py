@@ -85,10 +85,12 @@ def report(
     json: JsonOption = False,
 ) -> None:
     """Write tables and the paper's figures: report.md, PNG files and one HTML page."""
+    from kflats.glue.drops import drops
     from kflats.glue.figures import draw_figures
-    from kflats.glue.page import dense_table, failures, markdown, mean_table, write_page
+    from kflats.glue.means import mean_drops
+    from kflats.glue.page import write_page
     from kflats.glue.store import read_results, write_text
-    from kflats.glue.summary import drops, mean_drops
+    from kflats.glue.tables import dense_table, failures, markdown, mean_table
 
     found = read_results(results)
     folder = results if out is None else out

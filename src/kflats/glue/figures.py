@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean
 
-from kflats.glue.summary import ENSEMBLE, STAGES, Drop
+from kflats.glue.drops import ENSEMBLE, STAGES, Drop
 from kflats.report.plots import draw_curves, new_figure, write_figure
 
 Lines = dict[str, tuple[list[float], list[float]]]

@@ -1,10 +1,9 @@
-"""Drops of a sweep: per task, per method and compression, over seeds, and beside the paper."""
+"""What each compressed run of a sweep lost against its dense run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import fmean, stdev
 from typing import Any
 
 from kflats.errors import InputError
@@ -55,22 +54,6 @@ class Drop:
         return 100 * (self.dense - self.score) / self.dense if self.dense > 0 else float("nan")
 
 
-@dataclass(frozen=True, kw_only=True)
-class MeanDrop:
-    """The mean drop over tasks, and its spread over seeds.
-
-    ``spread`` is the standard deviation of the means of single seeds; None for one seed.
-    """
-
-    method: str
-    compression: float
-    stage: str
-    mean: float
-    spread: float | None
-    tasks: tuple[str, ...]
-    seeds: tuple[int, ...]
-
-
 def plotted_score(result: dict[str, Any], stage: str) -> float:
     """Return the plotted metric on the first validation split."""
     task = TASKS[result["cell"]["task"]]
@@ -114,37 +97,6 @@ def drops(results: Iterable[dict[str, Any]]) -> list[Drop]:
                 _drop(_best(runs, stage), dense[task, seed], ENSEMBLE, stage) for stage in STAGES
             ]
     return found
-
-
-def mean_drops(found: Iterable[Drop]) -> list[MeanDrop]:
-    """Return the mean over tasks for each method, compression and stage.
-
-    A seed counts if it has every task that any seed of that line has, so that means are over the
-    same tasks. Runs whose dense model is no better than the majority baseline, as on WNLI, are
-    left out: there is nothing to lose.
-    """
-    lines: dict[tuple[str, float, str], dict[int, dict[str, float]]] = {}
-    for drop in found:
-        if drop.counts:
-            line = lines.setdefault((drop.method, drop.compression, drop.stage), {})
-            line.setdefault(drop.seed, {})[drop.task] = drop.percent
-    return [_mean(key, seeds) for key, seeds in sorted(lines.items())]
-
-
-def _mean(key: tuple[str, float, str], seeds: dict[int, dict[str, float]]) -> MeanDrop:
-    tasks = sorted({task for each in seeds.values() for task in each})
-    whole = {seed: each for seed, each in seeds.items() if len(each) == len(tasks)} or seeds
-    means = [fmean(each.values()) for each in whole.values()]
-    method, compression, stage = key
-    return MeanDrop(
-        method=method,
-        compression=compression,
-        stage=stage,
-        mean=fmean(means),
-        spread=stdev(means) if len(means) > 1 else None,
-        tasks=tuple(tasks),
-        seeds=tuple(sorted(whole)),
-    )
 
 
 def _key(cell: dict[str, Any]) -> tuple[str, int]:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from kflats.errors import InputError
-from kflats.glue.page import markdown, write_page
-from kflats.glue.summary import ENSEMBLE, drops, mean_drops
+from kflats.glue.drops import ENSEMBLE, drops
+from kflats.glue.means import mean_drops
+from kflats.glue.page import write_page
+from kflats.glue.tables import markdown
 
 
 def result(
