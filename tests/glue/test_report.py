@@ -89,15 +89,53 @@ def test_task_where_the_dense_model_scores_nothing_is_left_out() -> None:
     assert all(each.tasks == ("rte",) for each in mean_drops(drops(runs)))
 
 
-def test_task_that_the_dense_model_has_not_learnt_is_shown_but_not_in_the_mean() -> None:
-    unlearnt = [result("dense", 29.0, 90.0, seed=3), result("svd", 1.0, 81.0, seed=3)]
-    found = drops([*RUNS, *unlearnt])
-    assert len([each for each in found if each.seed == 3]) == 2
-    before, after = (
-        next(each for each in mean_drops(found) if (each.method, each.stage) == ("svd", stage))
-        for stage in ("before", "after")
-    )
-    assert (before.seeds, after.seeds) == ((0,), (0, 3))
+def learnt_by(*scores: tuple[float, float]) -> tuple[str, ...]:
+    """Return the tasks in the means where RTE's dense models, one a seed, score as given."""
+    runs = []
+    for seed, (before, after) in enumerate(scores):
+        runs += [result("dense", before, after, seed=seed), result("svd", 1.0, 1.0, seed=seed)]
+        runs.append(result("dense", 90.0, 90.0, task="cola", seed=seed))
+        runs.append(result("svd", 45.0, 45.0, task="cola", seed=seed))
+    found = drops(runs)
+    assert {drop.task for drop in found} == {"cola", "rte"}
+    first, second = mean_drops(found)
+    assert first.tasks == second.tasks
+    assert first.seeds == second.seeds == tuple(range(len(scores)))
+    return first.tasks
+
+
+def test_task_that_the_dense_models_have_not_learnt_is_shown_but_not_in_the_mean() -> None:
+    assert learnt_by((29.0, 90.0)) == learnt_by((90.0, 30.0)) == ("cola",)
+    assert learnt_by((29.0, 29.0), (30.0, 30.0)) == ("cola",)
+
+
+def test_one_seed_below_the_majority_does_not_take_its_task_or_itself_out() -> None:
+    assert learnt_by((29.0, 90.0), (40.0, 29.0)) == ("cola", "rte")
+
+
+def test_lead_over_svd_is_counted_seed_by_seed() -> None:
+    runs = []
+    for seed, (svd, other) in enumerate([(80.0, 90.0), (50.0, 64.0)]):
+        runs += [
+            result("dense", 100.0, 100.0, seed=seed), result("svd", svd, svd, seed=seed),
+            result("projective", other, other, k=3, seed=seed),
+        ]  # fmt: skip
+    means = {(each.method, each.stage): each for each in mean_drops(drops(runs))}
+    lead = means["projective k = 3", "after"].lead
+    assert lead is not None
+    assert lead == pytest.approx((12.0, math.sqrt(8)))
+    assert means["svd", "after"].lead is None
+    assert "| projective k = 3 | 40% | 12.00 ± 2.83 | 12.00 ± 2.83 |" in markdown(runs)
+
+
+def test_there_is_no_lead_over_an_svd_of_other_tasks() -> None:
+    runs = [*RUNS, result("dense", 100.0, 100.0, task="cola")]
+    runs.append(result("projective", 90.0, 90.0, k=3, task="cola"))
+    leads = {(each.method, each.stage): each.lead for each in mean_drops(drops(runs))}
+    assert leads["projective k = 3", "after"] is None
+    lead = leads["projective k = 5", "after"]
+    assert lead is not None
+    assert lead == pytest.approx((8.0, None))
 
 
 def test_compressed_run_without_its_dense_one_is_refused() -> None:

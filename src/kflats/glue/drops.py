@@ -41,11 +41,6 @@ class Drop:
     majority: float
 
     @property
-    def counts(self) -> bool:
-        """Whether the dense model has learnt anything that could be lost."""
-        return self.dense > max(0.0, self.majority)
-
-    @property
     def percent(self) -> float:
         """Relative drop in per cent (paper, section 4); negative for a gain.
 

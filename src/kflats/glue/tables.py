@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kflats.glue.drops import STAGES, Drop, drops, plotted_score
-from kflats.glue.means import MeanDrop, mean_drops
+from kflats.glue.means import MeanDrop, mean_and_spread, mean_drops
 from kflats.glue.paper import reported_for
 from kflats.glue.tasks import TASKS
 
@@ -15,20 +15,35 @@ Row = list[str]
 def mean_table(means: list[MeanDrop]) -> tuple[Row, list[Row]]:
     """Return head and rows: mean drop over tasks by method and compression, both stages."""
     head = ["method", "removed", *(f"drop {words}, %" for words in STAGES.values()), "runs over"]
-    lines: dict[tuple[str, float], dict[str, MeanDrop]] = {}
-    for each in means:
-        lines.setdefault((each.method, each.compression), {})[each.stage] = each
     rows = []
-    for (method, compression), stages in sorted(lines.items(), key=lambda item: item[0][::-1]):
-        some = next(iter(stages.values()))
-        cells = [_spread(stages[stage]) if stage in stages else "" for stage in STAGES]
-        over = f"{len(some.tasks)} tasks, {len(some.seeds)} seeds"
-        rows.append([method, f"{compression:.0%}", *cells, over])
+    for (compression, method), stages in _lines(means):
+        cells = [_words((each.mean, each.spread)) if each else "" for each in stages]
+        over = [f"{len(each.tasks)} tasks, {len(each.seeds)} seeds" for each in stages if each]
+        rows.append([method, f"{compression:.0%}", *cells, " / ".join(dict.fromkeys(over))])
     return head, rows
 
 
-def _spread(each: MeanDrop) -> str:
-    return f"{each.mean:.2f}" + ("" if each.spread is None else f" ± {each.spread:.2f}")
+def lead_table(means: list[MeanDrop]) -> tuple[Row, list[Row]]:
+    """Return head and rows: how much less than SVD a method lost, seed by seed, both stages."""
+    head = ["method", "removed", *STAGES.values()]
+    rows = []
+    for (compression, method), stages in _lines(means):
+        cells = [_words(each.lead) if each and each.lead else "" for each in stages]
+        if any(cells):
+            rows.append([method, f"{compression:.0%}", *cells])
+    return head, rows
+
+
+def _lines(means: list[MeanDrop]) -> list[tuple[tuple[float, str], list[MeanDrop | None]]]:
+    """Return compression and method with the mean of each stage, smallest compression first."""
+    found = {(each.compression, each.method, each.stage): each for each in means}
+    lines = sorted({key[:2] for key in found})
+    return [(line, [found.get((*line, stage)) for stage in STAGES]) for line in lines]
+
+
+def _words(values: tuple[float, float | None]) -> str:
+    mean, spread = values
+    return f"{mean:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
 
 
 def dense_table(results: list[dict[str, Any]]) -> tuple[Row, list[Row]]:
@@ -46,18 +61,15 @@ def dense_table(results: list[dict[str, Any]]) -> tuple[Row, list[Row]]:
         if runs:
             split = task.validation[0]
             majority = runs[0]["majority"][split][task.plotted]
-            stages = [_mean([plotted_score(run, stage) for run in runs]) for stage in STAGES]
+            values = [[plotted_score(run, stage) for run in runs] for stage in STAGES]
+            stages = [_words(mean_and_spread(each)) for each in values]
             data = "official" if all(run["official_data"] for run in runs) else "a part"
             rows.append([name, task.plotted, str(len(runs)), *stages, f"{majority:.1f}", data])
     return head, rows
 
 
-def _mean(values: list[float]) -> str:
-    return f"{sum(values) / len(values):.2f}"
-
-
 def task_table(found: list[Drop]) -> tuple[Row, list[Row]]:
-    """Return head and rows: the drop of every task, mean over seeds."""
+    """Return head and rows: the drop of every task, mean and spread over seeds."""
     tasks = sorted({drop.task for drop in found})
     head = ["stage", "method", "removed", *tasks]
     groups: dict[tuple[str, float, str], dict[str, list[float]]] = {}
@@ -66,7 +78,7 @@ def task_table(found: list[Drop]) -> tuple[Row, list[Row]]:
         line.setdefault(drop.task, []).append(drop.percent)
     rows = []
     for (stage, compression, method), line in sorted(groups.items(), reverse=True):
-        cells = [_mean(line[task]) if task in line else "" for task in tasks]
+        cells = [_words(mean_and_spread(line[task])) if task in line else "" for task in tasks]
         rows.append([STAGES[stage], method, f"{compression:.0%}", *cells])
     return head, rows
 
@@ -84,18 +96,27 @@ def failures(results: list[dict[str, Any]]) -> list[str]:
 def markdown(results: list[dict[str, Any]]) -> str:
     """Return the whole report as Markdown."""
     found = drops(results)
+    means = mean_drops(found)
     model = str(results[0]["model"])
     parts = [
         f"# {model} on GLUE",
         "Relative drops of the plotted metric on the validation split, in per cent of the dense "
         "model, which got the same extra epochs; negative is a gain. ± is the standard deviation "
-        "over seeds of the mean over tasks. A task on which the dense model is no better than the "
-        "majority baseline is shown, but left out of the means.",
+        "over seeds of the mean over tasks. A task on which the dense models, all seeds "
+        "together, are no better than the majority baseline is shown, but left out of the means.",
         "## Dense models",
         _markdown(*dense_table(results)),
         "## Mean drop over tasks",
-        _markdown(*mean_table(mean_drops(found))),
+        _markdown(*mean_table(means)),
     ]
+    head, leads = lead_table(means)
+    if leads:
+        parts += [
+            "## How much less than SVD is lost",
+            "Percentage points, seed by seed on the same dense models; ± is the standard deviation "
+            "over seeds.",
+            _markdown(head, leads),
+        ]
     reported = reported_for(model)
     if reported:
         rows = [
