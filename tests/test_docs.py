@@ -132,6 +132,15 @@ def test_the_glue_table_of_the_readme_is_that_of_the_report() -> None:
             assert f"| {head} | {' | '.join(cells)} |" in README
 
 
+def test_the_leads_over_svd_in_the_readme_are_those_of_the_report() -> None:
+    report = (ROOT / "benchmarks" / "results" / "glue" / "report.md").read_text(encoding="utf-8")
+    text = README.replace("\n", " ")
+    for k in (3, 5):
+        rows = re.findall(rf"^\| projective k = {k} \| \d+% \|[^|]+\| ([^|]+) \|$", report, re.M)
+        first, second, third = rows
+        assert re.search(rf"k = {k} [^.]*?by {first}, {second} and {third}", text), k
+
+
 def test_make_targets_of_the_documents_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
