@@ -10,6 +10,7 @@ import pytest
 
 from kflats.errors import InputError
 from kflats.glue.drops import ENSEMBLE, drops
+from kflats.glue.figures import task_lines
 from kflats.glue.means import mean_drops
 from kflats.glue.page import write_page
 from kflats.glue.tables import markdown
@@ -147,12 +148,29 @@ def test_failed_runs_are_in_the_report_and_not_in_the_means() -> None:
     failed = {"cell": RUNS[1]["cell"] | {"seed": 9}, "status": "failed", "error": "out of memory"}
     text = markdown([*RUNS, failed])
     assert "out of memory" in text
-    assert "| svd | 40% | 25.00 | 10.00 | 1 tasks, 1 seeds |" in text
+    assert "| svd | 40% | 25.00 | 10.00 | 1 x 1 |" in text
 
 
 def test_paper_is_beside_its_own_models_only() -> None:
     assert "| messi | 40% | 0.5 |" in markdown(RUNS)
     assert "The paper" not in markdown([{**each, "model": "minilm"} for each in RUNS])
+
+
+def test_lines_of_the_figures_have_the_spread_over_seeds() -> None:
+    other = [{**each, "cell": each["cell"] | {"seed": 1}} for each in RUNS[:1]]
+    other += [result("svd", 64.0, 81.0, seed=1), result("projective", 72.0, 90.0, k=3, seed=1)]
+    lines = task_lines(drops([*RUNS, *other]), "rte", "before")
+    assert list(lines) == ["SVD", "projective k = 3", "projective k = 5", ENSEMBLE]
+    assert lines["SVD"].means == pytest.approx([22.5])
+    assert lines["SVD"].spreads == pytest.approx([5 / math.sqrt(2)])
+    assert lines["projective k = 5"].spreads == lines[ENSEMBLE].spreads == [0.0]
+
+
+def test_tables_are_in_the_order_of_the_paper() -> None:
+    text = markdown([*RUNS, result("svd", 10.0, 10.0, compression=0.8)])
+    lines = re.findall(r"^\| ([^|]+) \| (\d+%) \|.* x 1 \|$", text, flags=re.MULTILINE)
+    k3, k5 = (f"projective k = {k}" for k in (3, 5))
+    assert lines == [("svd", "40%"), (k3, "40%"), (k5, "40%"), (ENSEMBLE, "40%"), ("svd", "80%")]
 
 
 def test_a_method_looks_the_same_in_every_panel_of_the_page(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def report(
     from kflats.glue.means import mean_drops
     from kflats.glue.page import write_page
     from kflats.glue.store import read_results, write_text
-    from kflats.glue.tables import dense_table, failures, markdown, mean_table
+    from kflats.glue.tables import dense_table, failures, lead_table, markdown, mean_table
 
     found = read_results(results)
     folder = results if out is None else out
@@ -103,7 +103,10 @@ def report(
     for title, (head, rows) in (
         ("dense models", dense_table(found)),
         ("mean drop over tasks", mean_table(means)),
+        ("how much less than SVD is lost, points", lead_table(means)),
     ):
+        if not rows:
+            continue
         table = new_table(title)
         for name in head:
             table.add_column(name)

@@ -55,6 +55,11 @@ def plotted_score(result: dict[str, Any], stage: str) -> float:
     return float(result[stage][task.validation[0]][task.plotted])
 
 
+def reading_order(method: str) -> tuple[bool, bool, str]:
+    """Return what sorts methods for tables and legends: SVD first, the ensemble last."""
+    return method != "svd", method == ENSEMBLE, method
+
+
 def method_name(cell: dict[str, Any]) -> str:
     """Return 'svd', or the method with its number of clusters."""
     method = str(cell["method"])

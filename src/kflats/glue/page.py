@@ -12,6 +12,8 @@ from kflats.glue.figures import task_lines
 from kflats.glue.store import write_text
 from kflats.glue.tables import Row, markdown
 
+COLUMNS = 3
+
 
 def write_page(results: list[dict[str, Any]], path: Path) -> None:
     """Write tables and interactive figures as one HTML file that needs no network.
@@ -31,16 +33,20 @@ def write_page(results: list[dict[str, Any]], path: Path) -> None:
     parts = []
     styles = _styles(found, tasks)
     for number, (stage, words) in enumerate(STAGES.items()):
-        figure = make_subplots(rows=1, cols=len(tasks), subplot_titles=tasks)
-        for column, task in enumerate(tasks, start=1):
-            for line, (x, y) in task_lines(found, task, stage).items():
+        columns = min(COLUMNS, len(tasks))
+        rows = -(-len(tasks) // columns)
+        figure = make_subplots(rows=rows, cols=columns, subplot_titles=tasks)
+        for panel, task in enumerate(tasks):
+            for name, line in task_lines(found, task, stage).items():
+                bars = {"type": "data", "array": line.spreads, "visible": any(line.spreads)}
                 trace = go.Scatter(
-                    x=x, y=y, name=line, legendgroup=line, showlegend=column == 1, **styles[line]
+                    x=line.sizes, y=line.means, error_y=bars, name=name, legendgroup=name,
+                    showlegend=panel == 0, **styles[name],
                 )  # fmt: skip
-                figure.add_trace(trace, row=1, col=column)
+                figure.add_trace(trace, row=panel // columns + 1, col=panel % columns + 1)
         figure.update_xaxes(title_text="removed, %")
         figure.update_yaxes(title_text="relative drop, %", col=1)
-        figure.update_layout(title=words, height=420)
+        figure.update_layout(title=words, height=100 + 320 * rows)
         library = number == 0
         parts.append(figure.to_html(full_html=False, include_plotlyjs=library))
     write_text(path, _html(markdown(results), parts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kflats.glue.drops import STAGES, Drop, drops, plotted_score
+from kflats.glue.drops import STAGES, Drop, drops, plotted_score, reading_order
 from kflats.glue.means import MeanDrop, mean_and_spread, mean_drops
 from kflats.glue.paper import reported_for
 from kflats.glue.tasks import TASKS
@@ -14,11 +14,16 @@ Row = list[str]
 
 def mean_table(means: list[MeanDrop]) -> tuple[Row, list[Row]]:
     """Return head and rows: mean drop over tasks by method and compression, both stages."""
-    head = ["method", "removed", *(f"drop {words}, %" for words in STAGES.values()), "runs over"]
+    head = [
+        "method",
+        "removed",
+        *(f"drop {words}, %" for words in STAGES.values()),
+        "tasks x seeds",
+    ]
     rows = []
     for (compression, method), stages in _lines(means):
         cells = [_words((each.mean, each.spread)) if each else "" for each in stages]
-        over = [f"{len(each.tasks)} tasks, {len(each.seeds)} seeds" for each in stages if each]
+        over = [f"{len(each.tasks)} x {len(each.seeds)}" for each in stages if each]
         rows.append([method, f"{compression:.0%}", *cells, " / ".join(dict.fromkeys(over))])
     return head, rows
 
@@ -37,7 +42,7 @@ def lead_table(means: list[MeanDrop]) -> tuple[Row, list[Row]]:
 def _lines(means: list[MeanDrop]) -> list[tuple[tuple[float, str], list[MeanDrop | None]]]:
     """Return compression and method with the mean of each stage, smallest compression first."""
     found = {(each.compression, each.method, each.stage): each for each in means}
-    lines = sorted({key[:2] for key in found})
+    lines = sorted({key[:2] for key in found}, key=lambda line: (line[0], reading_order(line[1])))
     return [(line, [found.get((*line, stage)) for stage in STAGES]) for line in lines]
 
 
@@ -77,10 +82,16 @@ def task_table(found: list[Drop]) -> tuple[Row, list[Row]]:
         line = groups.setdefault((drop.stage, drop.compression, drop.method), {})
         line.setdefault(drop.task, []).append(drop.percent)
     rows = []
-    for (stage, compression, method), line in sorted(groups.items(), reverse=True):
+    for stage, compression, method in sorted(groups, key=_task_order):
+        line = groups[stage, compression, method]
         cells = [_words(mean_and_spread(line[task])) if task in line else "" for task in tasks]
         rows.append([STAGES[stage], method, f"{compression:.0%}", *cells])
     return head, rows
+
+
+def _task_order(line: tuple[str, float, str]) -> tuple[object, ...]:
+    stage, compression, method = line
+    return list(STAGES).index(stage), compression, reading_order(method)
 
 
 def failures(results: list[dict[str, Any]]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from kflats.errors import MissingExtraError
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
-def new_figure(columns: int) -> tuple[Figure, list[Axes]]:
-    """Return a figure with a row of axes.
+def new_figure(panels: int, *, columns: int = 4) -> tuple[Figure, list[Axes]]:
+    """Return a figure with axes for so many panels, at most ``columns`` in a row.
 
     Raises
     ------
@@ -28,9 +29,13 @@ def new_figure(columns: int) -> tuple[Figure, list[Axes]]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "report") from error
-    figure = Figure(figsize=(6.4 * columns, 4.8), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    return figure, list(axes)
+    columns = min(columns, panels)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(6.4 * columns, 4.8 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for unused in axes[panels:]:
+        figure.delaxes(unused)
+    return figure, axes[:panels]
 
 
 def draw_curves(
@@ -41,10 +46,12 @@ def draw_curves(
     x_label: str,
     y_label: str,
     rings: Container[str] = (),
+    spreads: Mapping[str, Sequence[float]] = MappingProxyType({}),
 ) -> None:
     """Draw one line with markers per name; the baseline 'SVD' is grey and dashed.
 
-    Those named in ``rings`` lie on others and are drawn as rings around their points.
+    Those named in ``rings`` lie on others and are drawn as rings around their points. ``spreads``
+    has the length of an error bar, up and down, for every point of a line.
     """
     for name, (x, y) in curves.items():
         style: dict[str, Any] = {"marker": "o"}
@@ -52,7 +59,9 @@ def draw_curves(
             style |= {"color": "0.35", "linestyle": "--"}
         if name in rings:
             style |= {"color": "0.1", "linestyle": "", "markersize": 11, "fillstyle": "none"}
-        axes.plot(x, y, label=name, **style)
+        if name in spreads:
+            style |= {"yerr": spreads[name], "elinewidth": 1, "capsize": 3}
+        axes.errorbar(x, y, label=name, **style)
     axes.set_title(title)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
