@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from kflats.weights import token_weights
+from kflats.weighting.weights import token_weights
 
 
 def minilm_table() -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.common import median_seconds, minilm_table, squared_relative_error
 from kflats import CompressionConfig, ProjectiveClustering
-from kflats.fit import factorize
+from kflats.factors.fit import factorize
 
 N_CLUSTERS, RANK = 5, 216
 ROUNDS = 3

@@ -15,10 +15,10 @@ from kflats import Budget, CompressionConfig, Factorization
 from kflats.analysis.dictionary import dictionary_error
 from kflats.analysis.steps import steps
 from kflats.evaluation.sts import load_pairs, sts_spearman
-from kflats.fit import factorize
+from kflats.factors.fit import factorize
 from kflats.models import open_sentence_model, tokenizer_of
 from kflats.tables import find_tables
-from kflats.weights import token_weights
+from kflats.weighting.weights import token_weights
 
 COMPRESSIONS = (0.2, 0.4, 0.5, 0.6, 0.8)
 _SLOWEST = 0.6

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import brown_counts, data_folder, median_seconds, minilm_table
 from kflats import CompressionConfig, Factorization, FactorizedEmbedding, compress_
-from kflats.fit import factorize
+from kflats.factors.fit import factorize
 from kflats.layers import QuantizedEmbedding
 from kflats.models import open_sentence_model, tokenizer_of
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.common import minilm_table, squared_relative_error
 from kflats import Factorization, ProjectiveClustering
-from kflats.factorization import PAPER
+from kflats.factors.factorization import PAPER
 
 SEEDS = (0, 1, 2)
 VARIANTS: dict[str, dict[str, Any]] = {

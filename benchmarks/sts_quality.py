@@ -13,7 +13,7 @@ from kflats.evaluation.sts import load_pairs, sts_spearman
 from kflats.layers import replace_module
 from kflats.models import open_sentence_model, tokenizer_of
 from kflats.tables import find_tables
-from kflats.weights import token_weights
+from kflats.weighting.weights import token_weights
 
 ROWS: dict[str, dict[str, Any]] = {
     "SVD, 40 %": {"compression": 0.4, "method": "svd"},

@@ -22,8 +22,6 @@ from typing import TYPE_CHECKING, Any
 from kflats import _autoload
 
 if TYPE_CHECKING:
-    from kflats.budget import Budget
-    from kflats.calibration import feature_moments
     from kflats.clustering import FitProgress, ProjectiveClustering
     from kflats.compress import compress_
     from kflats.config import CompressionConfig
@@ -37,20 +35,21 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from kflats.export import ExportReport, export_onnx
-    from kflats.factorization import Factorization
-    from kflats.healing import heal_
+    from kflats.factors.budget import Budget
+    from kflats.factors.factorization import Factorization
+    from kflats.factors.search import choose_n_clusters, choose_n_flats
+    from kflats.factors.shape import FactorShape
     from kflats.hub import push_to_hub
     from kflats.layers import FactorizedEmbedding, FactorizedLinear
     from kflats.linalg import relative_error
-    from kflats.metric import FeatureMetric
     from kflats.quantization.training import pack_, unpack_
     from kflats.report import CompressionReport, HealingReport, TableReport
     from kflats.restore import to_dense_
-    from kflats.search import choose_n_clusters, choose_n_flats
-    from kflats.shape import FactorShape
     from kflats.storage import load, save
-    from kflats.training import set_trainable
-    from kflats.weights import token_weights
+    from kflats.training import heal_, set_trainable
+    from kflats.weighting.calibration import feature_moments
+    from kflats.weighting.metric import FeatureMetric
+    from kflats.weighting.weights import token_weights
 
 __version__ = version("kflats")
 _autoload.install()
@@ -94,8 +93,6 @@ __all__ = [
 ]
 
 _HOMES = {
-    "budget": ("Budget",),
-    "calibration": ("feature_moments",),
     "clustering": ("FitProgress", "ProjectiveClustering"),
     "compress": ("compress_",),
     "config": ("CompressionConfig",),
@@ -109,20 +106,21 @@ _HOMES = {
         "UnsupportedModelError",
     ),
     "export": ("ExportReport", "export_onnx"),
-    "factorization": ("Factorization",),
-    "healing": ("heal_",),
+    "factors.budget": ("Budget",),
+    "factors.factorization": ("Factorization",),
+    "factors.search": ("choose_n_clusters", "choose_n_flats"),
+    "factors.shape": ("FactorShape",),
     "hub": ("push_to_hub",),
     "layers": ("FactorizedEmbedding", "FactorizedLinear"),
     "linalg": ("relative_error",),
-    "metric": ("FeatureMetric",),
-    "storage": ("load", "save"),
     "quantization.training": ("pack_", "unpack_"),
     "report": ("CompressionReport", "HealingReport", "TableReport"),
     "restore": ("to_dense_",),
-    "search": ("choose_n_clusters", "choose_n_flats"),
-    "shape": ("FactorShape",),
-    "training": ("set_trainable",),
-    "weights": ("token_weights",),
+    "storage": ("load", "save"),
+    "training": ("heal_", "set_trainable"),
+    "weighting.calibration": ("feature_moments",),
+    "weighting.metric": ("FeatureMetric",),
+    "weighting.weights": ("token_weights",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from kflats.config import CompressionConfig
 from kflats.errors import InputError
-from kflats.factorization import Factorization
-from kflats.fit import Progress, factorize
+from kflats.factors.factorization import Factorization
+from kflats.factors.fit import Progress, factorize
+from kflats.factors.shape import FactorShape
 from kflats.layers import (
     FactorizedEmbedding,
     FactorizedEmbeddingBag,
@@ -29,7 +30,6 @@ from kflats.quantization.search import fit_codes
 from kflats.quantization.shape import CodeShape
 from kflats.report import CompressionReport, TableReport
 from kflats.report.compression import tensor_bytes
-from kflats.shape import FactorShape
 from kflats.tables import (
     Reader,
     Table,

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from kflats.budget import Budget
 from kflats.errors import InputError
+from kflats.factors.budget import Budget
 
 METHODS = ("flats", "projective", "messi", "svd", "codes")
 EFFORTS = ("thorough", "fast")
@@ -56,7 +56,7 @@ class CompressionConfig:
         searched for fast, and 0 otherwise.
     metric : Tensor of shape (embedding_dim, embedding_dim), optional
         Measures errors in the directions the network uses, see
-        :func:`kflats.calibration.feature_moments`; the method must be 'flats'.
+        :func:`kflats.weighting.calibration.feature_moments`; the method must be 'flats'.
     modules : tuple of str, optional
         Names of the embeddings to compress; None means the token table.
     random_state : int, default=0

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from kflats import InputError, ProjectiveClustering
-from kflats.budget import Budget
 from kflats.clustering.coreset import coreset, sensitivities
 from kflats.clustering.rows import Rows
+from kflats.factors.budget import Budget
 from tests.conftest import planted
 
 N, D = 3000, 12

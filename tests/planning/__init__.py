@@ -1,1 +1,1 @@
-"""Tests of what looks at a table before compressing it."""
+"""Tests of kflats.planning."""

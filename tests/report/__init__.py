@@ -1,1 +1,1 @@
-"""Tests of kflats.storage."""
+"""Tests of kflats.report."""

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from kflats.budget import Budget
 from kflats.config import CompressionConfig
 from kflats.errors import BudgetError
-from kflats.factorization import Factorization
-from kflats.fit import factorize
-from kflats.shape import FactorShape
+from kflats.factors.budget import Budget
+from kflats.factors.factorization import Factorization
+from kflats.factors.fit import factorize
+from kflats.factors.shape import FactorShape
 
 FLATS = "flats"
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from kflats.budget import Budget
 from kflats.config import CompressionConfig
 from kflats.errors import BudgetError
-from kflats.factorization import Factorization
-from kflats.fit import factorize
+from kflats.factors.budget import Budget
+from kflats.factors.factorization import Factorization
+from kflats.factors.fit import factorize
 
 _PLAIN: dict[str, Any] = {"assignment": "nearest"}
 

@@ -213,7 +213,7 @@ def _with_tokens(
 
     from kflats.models import tokenizer_of
     from kflats.tables import find_tables
-    from kflats.weights import token_weights
+    from kflats.weighting.weights import token_weights
 
     tokenizer = tokenizer_of(opened, name)
     if keep_special:
@@ -236,9 +236,9 @@ def _with_metric(
         return config
     from dataclasses import replace
 
-    from kflats.calibration import feature_moments
     from kflats.models import tokenizer_of
-    from kflats.weights import read_texts
+    from kflats.weighting.calibration import feature_moments
+    from kflats.weighting.weights import read_texts
 
     tokenizer = tokenizer_of(opened, name)
     with errors.status("calibrating"):

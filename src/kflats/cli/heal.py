@@ -53,10 +53,10 @@ def heal(
 ) -> None:
     """Train the table of the model in FOLDER on text to give what MODEL gives; same size after."""
     from kflats.errors import InputError
-    from kflats.healing import heal_
     from kflats.models import open_model, tokenizer_of
     from kflats.storage.folder import check_new_folder, save
-    from kflats.weights import read_texts
+    from kflats.training import heal_
+    from kflats.weighting.weights import read_texts
 
     check_new_folder(out)
     quiet_libraries()

@@ -21,7 +21,6 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from kflats.budget import Budget
 from kflats.clustering import arrays
 from kflats.clustering.arrays import Array
 from kflats.clustering.lloyd import assign
@@ -31,6 +30,7 @@ from kflats.clustering.projection import place, project
 from kflats.clustering.rows import Rows
 from kflats.clustering.runs import Run, best_of_coreset, best_run
 from kflats.errors import InputError
+from kflats.factors.budget import Budget
 
 
 class ProjectiveClustering(

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kflats.budget import Budget
 from kflats.clustering import arrays
 from kflats.clustering.losses import Loss
 from kflats.clustering.ranks import FixedRanks, PricedRanks, RankRule
 from kflats.clustering.rows import Rows
 from kflats.errors import BudgetError, InputError
+from kflats.factors.budget import Budget
 
 _STARTS = {"random": 10}
 

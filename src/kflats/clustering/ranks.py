@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kflats.errors import BudgetError
-from kflats.shape import basis_parameters
+from kflats.factors.shape import basis_parameters
 
 _PRECISION = 1e-6
 _LEAST_PRICE = torch.finfo(torch.float32).tiny
@@ -62,7 +62,7 @@ class PricedRanks:
     numbers : int
         Most coefficients, numbers in bases and means together.
     affine, echelon : bool
-        What a basis stores, see :func:`kflats.shape.basis_parameters`.
+        What a basis stores, see :func:`kflats.factors.shape.basis_parameters`.
     share : float, default=1.0
         Part of the numbers above rank 1 everywhere to use, for a growing start.
     """

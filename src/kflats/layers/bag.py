@@ -14,7 +14,7 @@ from kflats.layers.embedding import TableLookup, check_options, exact_pair
 from kflats.layers.table import FactorTable
 
 if TYPE_CHECKING:
-    from kflats.factorization import Factorization
+    from kflats.factors.factorization import Factorization
     from kflats.quantization.codes import Codes
 
 MODES = ("mean", "sum", "max")

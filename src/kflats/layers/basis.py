@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kflats.factors.shape import FactorShape
 from kflats.layers.groups import Group
-from kflats.shape import FactorShape
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kflats.errors import InputError
+from kflats.factors.shape import label_dtype
 from kflats.layers.coded_logits import multiply_codes
 from kflats.layers.embedding import TableEmbedding, check_options
 from kflats.layers.linear import TableLinear
@@ -16,7 +17,6 @@ from kflats.layers.places import distinct, places_at, places_of
 from kflats.layers.stored import StoredTable
 from kflats.quantization.codes import Codes, rows_at
 from kflats.quantization.shape import BASIS_DTYPES, CodeShape
-from kflats.shape import label_dtype
 
 
 class CodedTable(StoredTable):

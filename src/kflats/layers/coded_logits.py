@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kflats.factors.shape import STORED
 from kflats.layers.places import places_at
 from kflats.linalg import row_blocks, working_dtype
 from kflats.quantization.codes import Codes, directions_of, mean_of, records_of
 from kflats.quantization.records import Books, level_runs
 from kflats.quantization.shape import CodeShape
-from kflats.shape import STORED
 
 
 @torch.library.custom_op("kflats::multiply_codes", mutates_args=())

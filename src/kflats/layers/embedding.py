@@ -13,7 +13,7 @@ from kflats.layers.stored import StoredTable
 from kflats.layers.table import FactorTable
 
 if TYPE_CHECKING:
-    from kflats.factorization import Factorization
+    from kflats.factors.factorization import Factorization
 
 _REFUSED = {"max_norm": None, "scale_grad_by_freq": False, "sparse": False}
 

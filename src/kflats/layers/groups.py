@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from kflats.shape import STORED
+from kflats.factors.shape import STORED
 
 
 @dataclass(frozen=True)

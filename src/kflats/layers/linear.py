@@ -12,7 +12,7 @@ from kflats.layers.stored import StoredTable
 from kflats.layers.table import FactorTable
 
 if TYPE_CHECKING:
-    from kflats.factorization import Factorization
+    from kflats.factors.factorization import Factorization
 
 
 class TableLinear(StoredTable):

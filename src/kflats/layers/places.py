@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kflats.errors import InputError
-from kflats.shape import mask_bytes
+from kflats.factors.shape import mask_bytes
 
 # Below these numbers sorting is faster (2 CPU cores).
 _MARKED_FROM = 2048

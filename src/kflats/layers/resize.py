@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from kflats.errors import InputError
+from kflats.factors.shape import STORED, FactorShape, label_dtype
 from kflats.layers.embedding import FactorizedEmbedding
 from kflats.layers.linear import FactorizedLinear
 from kflats.layers.table import FactorTable
 from kflats.linalg import row_blocks
-from kflats.shape import STORED, FactorShape, label_dtype
 
 
 def new_rows(

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from kflats.errors import InputError
+from kflats.factors.shape import FactorShape
 from kflats.layers.weight import TableView
 from kflats.linalg import row_blocks
 from kflats.quantization.shape import CodeShape
-from kflats.shape import FactorShape
 
 FILE_NAMES = {
     "coefficients": "weight",

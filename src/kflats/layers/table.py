@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from kflats.factors.shape import STORED, FactorShape, label_dtype
 from kflats.layers.basis import Basis, stored_sizes
 from kflats.layers.groups import Group, layout, longest
 from kflats.layers.logits import logits, logits_exported
 from kflats.layers.lookup import lookup, lookup_exported
 from kflats.layers.places import columns_of, first_columns, pack_pivots, places_of
 from kflats.layers.stored import StoredTable
-from kflats.shape import STORED, FactorShape, label_dtype
 
 if TYPE_CHECKING:
-    from kflats.factorization import Factorization
+    from kflats.factors.factorization import Factorization
 
 
 class FactorTable(StoredTable):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kflats.errors import InputError, UnsupportedModelError
+from kflats.factors.shape import STORED
 from kflats.layers.coded import CodedTable, QuantizedEmbedding, QuantizedLinear
 from kflats.layers.embedding import TableEmbedding
 from kflats.layers.linear import TableLinear
@@ -22,7 +23,6 @@ from kflats.quantization.codes import Codes
 from kflats.quantization.latents import Latents, codes_of, latents_of
 from kflats.quantization.packing import HALF
 from kflats.quantization.shape import CodeShape, Runs
-from kflats.shape import STORED
 
 
 class TrainableTable(StoredTable):

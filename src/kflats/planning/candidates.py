@@ -12,7 +12,7 @@ from torch import Tensor
 from kflats.analysis.baselines import half, rounded
 from kflats.config import CompressionConfig
 from kflats.errors import BudgetError, MissingExtraError
-from kflats.fit import factorize, row_weights
+from kflats.factors.fit import factorize, row_weights
 from kflats.linalg import squared_relative_error
 from kflats.planning.vectors import product_quantized, residual_quantized
 from kflats.quantization.codebooks import WIDTHS

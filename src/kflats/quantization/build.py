@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kflats.factors.shape import STORED, label_dtype
 from kflats.linalg import row_blocks
 from kflats.quantization.axes import Axes
 from kflats.quantization.codebooks import fit_levels, gaussian_levels
 from kflats.quantization.codes import Codes
 from kflats.quantization.records import Books, encode, fit_gains, make_books
 from kflats.quantization.shape import BASIS_DTYPES, CodeShape, Runs, coded_in
-from kflats.shape import STORED, label_dtype
 
 _SAMPLE = 1 << 20
 _ROOM = 0.3

@@ -8,10 +8,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from kflats.factors.shape import STORED
 from kflats.linalg import row_blocks, working_dtype
 from kflats.quantization.records import Books, decode
 from kflats.quantization.shape import CodeShape, Runs, coded_in
-from kflats.shape import STORED
 
 
 @dataclass(frozen=True, eq=False)

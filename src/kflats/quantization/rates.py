@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from kflats.errors import BudgetError
+from kflats.factors.shape import label_dtype
 from kflats.linalg import row_blocks
 from kflats.quantization.allocation import BLOCK, assign, blocks_of, row_bytes, rungs, thin
 from kflats.quantization.axes import Axes
 from kflats.quantization.codebooks import WIDTHS, at_levels, gaussian_levels
 from kflats.quantization.shape import Runs, coded_in
-from kflats.shape import label_dtype
 
 _SAMPLE = 4096
 

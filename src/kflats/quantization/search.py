@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kflats.config import CompressionConfig
 from kflats.errors import BudgetError, InputError
-from kflats.fit import row_weights
+from kflats.factors.fit import row_weights
 from kflats.quantization.codes import Codes
 from kflats.quantization.fit import code_table, weighted_error
 from kflats.quantization.settings import CodeSettings

@@ -11,8 +11,8 @@ from typing import Any, Self
 import torch
 
 from kflats.errors import InputError
+from kflats.factors.shape import STORED, check_fields, label_dtype, rank_range
 from kflats.quantization.packing import HALF, PLANES, packed_bytes
-from kflats.shape import STORED, check_fields, label_dtype, rank_range
 
 Runs = tuple[tuple[int, int], ...]
 """(bits, coefficients) of a row from its first coefficient on; the others are zero."""

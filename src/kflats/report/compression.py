@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kflats.factors.shape import FactorShape
 from kflats.quantization.shape import CodeShape
-from kflats.shape import FactorShape
 
 
 def provenance() -> dict[str, str]:

@@ -14,8 +14,8 @@ class HealingReport:
     ----------
     loss_before, loss_after : float
         Distance from the teacher on texts that were held out, as the model is saved; see
-        :class:`kflats.distillation.Student`. If training has not made it less, the model is left
-        as it was before.
+        :class:`kflats.training.distillation.Student`. If training has not made it less, the model
+        is left as it was before.
     steps : int
         Batches that were trained on.
     pieces : int

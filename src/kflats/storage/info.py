@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from kflats.errors import CheckpointError
+from kflats.factors.shape import FactorShape
 from kflats.layers.stored import FILE_NAMES, StoredTable
 from kflats.quantization.shape import CodeShape
-from kflats.shape import FactorShape
 from kflats.storage.check import check_folder, read_json
 from kflats.storage.files import TensorHeader, find_header
 from kflats.storage.manifest import FORMAT_VERSION

@@ -9,6 +9,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from kflats.errors import CheckpointError, InputError
+from kflats.factors.shape import FactorShape, check_fields
 from kflats.layers import (
     FactorizedEmbedding,
     FactorizedEmbeddingBag,
@@ -25,7 +26,6 @@ from kflats.layers.bag import MODES
 from kflats.layers.stored import FILE_NAMES
 from kflats.quantization.entropy import decompress_codes
 from kflats.quantization.shape import CodeShape
-from kflats.shape import FactorShape, check_fields
 
 FORMAT_VERSION = 4
 CODES, ENTROPY = "codes", "entropy"

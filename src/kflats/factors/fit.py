@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kflats.budget import Budget
 from kflats.clustering import FitProgress
 from kflats.config import CompressionConfig
 from kflats.errors import BudgetError, InputError
-from kflats.factorization import PAPER, Factorization
-from kflats.metric import FeatureMetric
-from kflats.search import EFFORTS, best_trial, choose_n_clusters
-from kflats.shape import FactorShape
+from kflats.factors.budget import Budget
+from kflats.factors.factorization import PAPER, Factorization
+from kflats.factors.search import EFFORTS, best_trial, choose_n_clusters
+from kflats.factors.shape import FactorShape
+from kflats.weighting.metric import FeatureMetric
 
 Progress = Callable[[FitProgress], None]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kflats import CompressionConfig, Factorization, FitProgress
-from kflats.fit import factorize, row_weights
+from kflats.factors.fit import factorize, row_weights
 from tests.conftest import spectral_table
 
 NONE = torch.zeros(0, dtype=torch.int64)

@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 import math
-import random
-import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from kflats.distillation import DIVERGED, Batches, Student
-from kflats.errors import InputError, MissingExtraError
-from kflats.layers import replace_module
-from kflats.layers.coded import CodedTable
+from kflats.errors import InputError
 from kflats.layers.trainable import TrainableTable
-from kflats.quantization.training import pack_, unpack_
+from kflats.quantization.training import pack_
 from kflats.report.healing import HealingReport
 from kflats.storage.manifest import factor_layers
+from kflats.training.batches import Batches, Pieces, split
+from kflats.training.distillation import Student
+from kflats.training.scope import kept_modes, trainable
+from kflats.training.trainer import train_student
 
 PARTS = ("table", "all")
 _MOST, _OF_ERROR = 1e-2, 0.04
-_OF_ROWS, _OF_FACTORS = 0.3, 0.1
-"""Numbers of single rows move slower than shared ones: rounding makes their gradients rough."""
-_HELD_OUT = 256
-_SETTINGS: dict[str, Any] = {
-    "lr_scheduler_type": "linear",
-    "warmup_steps": 0.05,
-    "save_strategy": "no",
-    "logging_strategy": "no",
-    "report_to": [],
-    "disable_tqdm": True,
-    "remove_unused_columns": False,
-    "dataloader_pin_memory": False,
-}
-Pieces = list[dict[str, list[int]]]
 
 
 def heal_(
@@ -126,7 +109,7 @@ def heal_(
     }
     _check(model, teacher, parts, numbers)
     batches = Batches(_tokenizer(model, tokenizer), max_length)
-    train, held = _split(batches.pieces(texts), seed)
+    train, held = split(batches.pieces(texts), seed)
     steps = math.ceil(epochs * len(train) / batch_size)
     steps = steps if max_steps is None else min(steps, max_steps)
     settings = {
@@ -138,10 +121,10 @@ def heal_(
     }
     before, after = _distance(model, teacher, held, batches), math.inf
     try:
-        with _trainable(model, teacher, parts) as groups:
+        with trainable(model, teacher, parts) as groups:
             rates = (learning_rate, body_learning_rate)
-            with _kept_modes(model, teacher):
-                _train(Student(model, teacher), groups, rates, train, batches, settings)
+            with kept_modes(model, teacher):
+                train_student(Student(model, teacher), groups, rates, train, batches, settings)
             _pack(model)
             after = _distance(model, teacher, held, batches)
             if after >= before:
@@ -203,18 +186,10 @@ def _tokenizer(model: Any, given: Any) -> Any:
     return found
 
 
-def _split(pieces: Pieces, seed: int) -> tuple[Pieces, Pieces]:
-    """Return what to train on and what to hold out; a single piece serves for both."""
-    shuffled = list(pieces)
-    random.Random(seed).shuffle(shuffled)
-    held = min(_HELD_OUT, max(1, len(shuffled) // 10))
-    return shuffled[held:] or shuffled, shuffled[:held]
-
-
 def _distance(model: nn.Module, teacher: nn.Module, pieces: Pieces, batches: Batches) -> float:
     """Return the mean loss over all pieces."""
     total = 0.0
-    with _kept_modes(model, teacher), torch.no_grad():
+    with kept_modes(model, teacher), torch.no_grad():
         student = Student(model, teacher).train(False)
         for start in range(0, len(pieces), 32):
             part = pieces[start : start + 32]
@@ -226,156 +201,3 @@ def _distance(model: nn.Module, teacher: nn.Module, pieces: Pieces, batches: Bat
 
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
-
-
-@contextmanager
-def _kept_modes(*models: nn.Module) -> Iterator[None]:
-    """Let all modules be in training or evaluation mode again as they are now."""
-    modes = [(each, each.training) for model in models for each in model.modules()]
-    try:
-        yield
-    finally:
-        for each, mode in modes:
-            each.training = mode
-
-
-@contextmanager
-def _trainable(model: nn.Module, teacher: nn.Module, parts: str) -> Iterator[Groups]:
-    """Unpack the tables, let the parts train and give their parameters.
-
-    After an error the model is as it was.
-    """
-    packed = {n: each for n, each in factor_layers(model).items() if isinstance(each, CodedTable)}
-    if packed:
-        unpack_(model, teacher)
-    groups = _groups(model, parts)
-    flags = [(each, each.requires_grad) for each in (*model.parameters(), *teacher.parameters())]
-    old = [(each, each.detach().clone()) for each in groups.kept]
-    for each, _ in flags:
-        each.requires_grad_(False)
-    for each in groups.parameters:
-        each.requires_grad_(True)
-    try:
-        yield groups
-    except BaseException:
-        for name, layer in packed.items():
-            replace_module(model, name, layer)
-        with torch.no_grad():
-            for each, values in old:
-                each.copy_(values)
-        raise
-    finally:
-        for each, flag in flags:
-            each.requires_grad_(flag)
-
-
-@dataclass(frozen=True)
-class Groups:
-    """The parameters that train.
-
-    Attributes
-    ----------
-    codes : list of Parameter
-        Of unpacked tables, shared by rows; their numbers are about 1.
-    latents : list of Parameter
-        Of unpacked tables, of single rows; about 1 too.
-    factors : list of Parameter
-        Of tables in factors, of any size.
-    body : list of Parameter
-        Everything else.
-    """
-
-    codes: list[nn.Parameter]
-    latents: list[nn.Parameter]
-    factors: list[nn.Parameter]
-    body: list[nn.Parameter]
-
-    @property
-    def kept(self) -> list[nn.Parameter]:
-        """Those that stay in the model."""
-        return [*self.factors, *self.body]
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """All of them."""
-        return [*self.codes, *self.latents, *self.factors, *self.body]
-
-    def for_optimizer(self, rate: float, body_rate: float) -> list[dict[str, Any]]:
-        """Return parameter groups with their learning rates."""
-        rated: list[tuple[list[nn.Parameter], float]] = [
-            (self.codes, rate),
-            (self.latents, _OF_ROWS * rate),
-            (self.body, body_rate),
-        ]
-        rated += [([each], _OF_FACTORS * rate * _size(each)) for each in self.factors]
-        return [{"params": p, "lr": lr, "weight_decay": 0.0} for p, lr in rated if p]
-
-
-def _size(parameter: Tensor) -> float:
-    """Return the root mean square of the numbers, 1 if all are zero."""
-    return float(parameter.detach().float().square().mean().sqrt()) or 1.0
-
-
-def _groups(model: nn.Module, parts: str) -> Groups:
-    codes: dict[int, nn.Parameter] = {}
-    latents: dict[int, nn.Parameter] = {}
-    factors: dict[int, nn.Parameter] = {}
-    fixed: set[int] = set()
-    for layer in factor_layers(model).values():
-        unpacked = isinstance(layer, TrainableTable)
-        for name in layer.FACTORS:
-            each = getattr(layer, name)
-            if each is None or not each.numel() or (unpacked and name == "exact"):
-                fixed.add(id(each))
-            else:
-                of_rows = latents if name in ("latent", "log_gains") else codes
-                (of_rows if unpacked else factors)[id(each)] = each
-    known = codes.keys() | latents.keys() | factors.keys() | fixed
-    others = [each for each in model.parameters() if id(each) not in known]
-    return Groups(
-        list(codes.values()),
-        list(latents.values()),
-        list(factors.values()),
-        others if parts == "all" else [],
-    )
-
-
-def _train(
-    student: Student,
-    groups: Groups,
-    rates: tuple[float, float],
-    pieces: Pieces,
-    batches: Batches,
-    settings: dict[str, Any],
-) -> None:
-    """Run the trainer of transformers.
-
-    Raises
-    ------
-    InputError
-        If a loss or a trained number is not finite.
-    """
-    try:
-        from transformers import PrinterCallback, Trainer, TrainingArguments
-    except ImportError as error:
-        raise MissingExtraError("transformers", "train") from error
-
-    device = _device(student.model)
-    with tempfile.TemporaryDirectory() as place:
-        chosen = TrainingArguments(
-            place, **{**_SETTINGS, "use_cpu": device.type == "cpu", **settings}
-        )
-        kind, options = Trainer.get_optimizer_cls_and_kwargs(chosen, student)
-        optimizer = kind(groups.for_optimizer(*rates), **options)
-        trainer = Trainer(
-            student,
-            chosen,
-            train_dataset=pieces,
-            data_collator=batches,
-            optimizers=(optimizer, None),
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    student.to(device)
-    if not all(bool(each.isfinite().all()) for each in groups.parameters):
-        raise InputError(DIVERGED)

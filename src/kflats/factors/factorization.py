@@ -9,13 +9,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from kflats.budget import Budget
 from kflats.clustering import FitProgress, ProjectiveClustering
 from kflats.clustering.projection import project
 from kflats.clustering.rows import Rows
+from kflats.factors.budget import Budget
+from kflats.factors.shape import FactorShape
 from kflats.linalg import by_cluster, check_table, echelon_form, row_blocks, working_dtype
-from kflats.metric import FeatureMetric
-from kflats.shape import FactorShape
+from kflats.weighting.metric import FeatureMetric
 
 PAPER = {"init": "random", "n_init": 10, "assignment": "nearest", "tol": 0.0}
 """Options of :class:`ProjectiveClustering` that give the paper's own procedure."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kflats.errors import InputError, UnsupportedModelError
+from kflats.training.batches import Features
 
-Features = dict[str, Tensor]
 _BETWEEN = 30.0
 DIVERGED = (
     "healing diverged: the loss is not finite. The model is as it was; use a smaller learning_rate."
@@ -97,67 +95,18 @@ def _logit_loss(got: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
     if got.dim() == 3:
         got, wanted = got[mask], wanted[mask]
     if got.shape[-1] == 1:  # a score, not a distribution
-        return (got - wanted).square().mean() / wanted.square().mean().clamp_min(1e-30)
+        return _relative_error(got, wanted)
     logs = (got.log_softmax(-1), wanted.log_softmax(-1))
     return nn.functional.kl_div(*logs, reduction="batchmean", log_target=True)
 
 
 def _hidden_loss(got: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
-    error = (got - wanted)[mask].square().sum()
-    return error / wanted[mask].square().sum().clamp_min(1e-30)
+    return _relative_error(got[mask], wanted[mask])
+
+
+def _relative_error(got: Tensor, wanted: Tensor) -> Tensor:
+    """Return the squared error relative to the squared norm."""
+    return (got - wanted).square().sum() / wanted.square().sum().clamp_min(1e-30)
 
 
 _LOSSES = {"sentence": _sentence_loss, "logits": _logit_loss, "last_hidden_state": _hidden_loss}
-
-
-class Batches:
-    """Tokens of texts, and the batches made of them.
-
-    Parameters
-    ----------
-    tokenizer : transformers tokenizer
-        One without padding token gets its end of text for that, in a copy.
-    max_length : int
-        Most tokens of a piece. Longer texts become several pieces (with a tokenizer that is not
-        one of the fast ones they are cut).
-    """
-
-    def __init__(self, tokenizer: Any, max_length: int) -> None:
-        if tokenizer.pad_token is None:
-            tokenizer = copy.deepcopy(tokenizer)
-            tokenizer.pad_token = tokenizer.eos_token
-        self.tokenizer, self.max_length = tokenizer, max_length
-
-    def pieces(self, texts: Iterable[str]) -> list[dict[str, list[int]]]:
-        """Return the tokens of all pieces that hold a known token.
-
-        Raises
-        ------
-        InputError
-            If there is none.
-        """
-        kept = [text for text in texts if text.strip()]
-        special = set(self.tokenizer.all_special_ids)
-        found = self._tokens(kept) if kept else []
-        found = [piece for piece in found if not special.issuperset(piece["input_ids"])]
-        if not found:
-            raise InputError(
-                f"{len(kept)} texts hold no token that the model knows; give text in its language."
-            )
-        return found
-
-    def _tokens(self, texts: list[str]) -> list[dict[str, list[int]]]:
-        encoded = self.tokenizer(
-            texts,
-            truncation=True,
-            max_length=self.max_length,
-            return_overflowing_tokens=self.tokenizer.is_fast,
-            return_attention_mask=True,
-        )
-        names = [name for name in self.tokenizer.model_input_names if name in encoded]
-        columns = (encoded[name] for name in names)
-        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-
-    def __call__(self, pieces: list[dict[str, list[int]]]) -> dict[str, Features]:
-        """Return one padded batch under the name that :meth:`Student.forward` takes."""
-        return {"features": dict(self.tokenizer.pad(pieces, return_tensors="pt"))}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kflats import FactorShape, InputError
-from kflats.shape import basis_parameters, label_dtype
+from kflats.factors.shape import basis_parameters, label_dtype
 
 PAPER: dict[str, Any] = {"num_embeddings": 30522, "embedding_dim": 384}
 MIXED: dict[str, Any] = {

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from kflats.budget import Budget
 from kflats.clustering import FitProgress, ProjectiveClustering
 from kflats.errors import BudgetError, InputError
-from kflats.shape import FactorShape
+from kflats.factors.budget import Budget
+from kflats.factors.shape import FactorShape
 
 EFFORTS: dict[str, dict[str, Any]] = {
     "fast": {"max_iter": 2, "init": "spherical", "search_dtype": "auto"},

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from kflats.errors import BudgetError, InputError
-from kflats.shape import FactorShape
+from kflats.factors.shape import FactorShape
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from kflats import CompressionConfig, HealingReport, InputError, UnsupportedModelError, compress_
 from kflats import heal_ as heal
-from kflats.distillation import Student
-from kflats.healing import _learning_rate
 from kflats.layers import FactorizedEmbedding, QuantizedEmbedding
+from kflats.training.distillation import Student
+from kflats.training.healing import _learning_rate
 from tests.conftest import tiny_bert
 from tests.hf.models import tiny_gpt2
 

@@ -14,7 +14,7 @@ from kflats import (
     ProjectiveClustering,
     choose_n_clusters,
 )
-from kflats.search import CANDIDATES, choose_n_flats
+from kflats.factors.search import CANDIDATES, choose_n_flats
 from tests.conftest import planted, spectral_table
 
 

@@ -1,0 +1,1 @@
+"""A table as factors: their shape, the budget they have to fit, and how they are found."""

@@ -1,0 +1,1 @@
+"""What counts for more: tokens by their frequency, directions by how the network uses them."""
