@@ -29,12 +29,17 @@ def attempt(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     try:
         return {"status": "done", **run_cell(experiment, cell), **_context(experiment, cell)}
     except Exception as error:  # noqa: BLE001  whatever happens in a run must not stop the others
-        return {
-            "status": "failed",
-            "error": f"{type(error).__name__}: {error}",
-            "traceback": traceback.format_exc(),
-            **_context(experiment, cell),
-        }
+        return failure(experiment, cell, error)
+
+
+def failure(experiment: Experiment, cell: Cell, error: Exception) -> dict[str, Any]:
+    """Return the record of a run that ended in this error."""
+    return {
+        "status": "failed",
+        "error": f"{type(error).__name__}: {error}",
+        "traceback": "".join(traceback.format_exception(error)),
+        **_context(experiment, cell),
+    }
 
 
 def _context(experiment: Experiment, cell: Cell) -> dict[str, Any]:

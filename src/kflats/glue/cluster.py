@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from kflats.errors import MissingExtraError
-from kflats.glue.attempt import Progress, Results, attempt
+from kflats.glue.attempt import Progress, Results, attempt, failure
 from kflats.glue.protocol import Experiment
 from kflats.glue.settings import Cell
 
 
 def in_ray(address: str) -> Callable[..., Results]:
     """Return what runs the cells as tasks of a Ray cluster, each after its dense run.
+
+    Every task has one CPU, and one GPU if the cluster has any.
 
     Parameters
     ----------
@@ -37,7 +39,9 @@ def in_ray(address: str) -> Callable[..., Results]:
         total: int,
     ) -> Results:
         ray.init(address=None if address == "local" else address, ignore_reinit_error=True)
-        remote = ray.remote(_attempt_after)
+        # Without retries: a run that was killed is recorded, and tried again by the next sweep.
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+        remote = ray.remote(max_retries=0, num_gpus=gpus)(_attempt_after)
         shared = {name: ray.put(each) for name, each in experiments.items()}
         dense: dict[Cell, Any] = {}
         waiting: dict[Any, tuple[Cell, str]] = {}
@@ -52,9 +56,19 @@ def in_ray(address: str) -> Callable[..., Results]:
             number += 1
             if on_start is not None:
                 on_start(f"{cell.name} ended", number, total)
-            yield cell, digest, ray.get(ready)
+            yield cell, digest, _result(ready, experiments[cell.task], cell)
 
     return run
+
+
+def _result(reference: Any, experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    """Return the result of a task, or the record of a failure that killed its process."""
+    import ray
+
+    try:
+        return dict(ray.get(reference))
+    except ray.exceptions.RayError as error:
+        return failure(experiment, cell, error)
 
 
 def _attempt_after(experiment: Experiment, cell: Cell, _: Any) -> dict[str, Any]:
