@@ -64,13 +64,35 @@ def test_cells_are_the_product_with_dense_first(tmp_path: Path) -> None:
         ('methods = ["svdd"]', "no method 'svdd'; did you mean 'svd'"),
         ("compressions = [1.0]", "between 0 and 1"),
         ("n_clusters = [0]", "at least 1"),
+        ("n_clusters = [2.5]", "n_clusters=2.5 must be a whole number"),
+        ("seeds = [-1]", "seeds=-1 must be a whole number of at least 0"),
+        ("seeds = [0, 1, 0]", r"seeds=\[0, 1, 0\] has an entry twice"),
+        ("training = 5", r"training=5 must be a table: \[training\]"),
+        ('[training]\nepochs = "3"', "epochs='3' must be a number of at least 0"),
+        ("[training]\nbatch_size = 0", "batch_size=0 must be a whole number of at least 1"),
+        ("[training]\nlearning_rate = nan", "learning_rate=nan must be a number"),
+        ("[training]\nmax_length = true", "max_length=True must be a whole number"),
+        ("[training.cola]\ntrain_limit = 0", "train_limit=0 must be a whole number"),
+        ('methods = "svd"', r"methods='svd' must be a list: \['svd'\]"),
         ("model", "cannot be read as TOML"),
-        ("seeds = 3", "my.toml: 'int' object is not iterable"),
+        ("seeds = 3", r"seeds=3 must be a list: \[3\]"),
     ],
 )
 def test_wrong_settings_name_the_nearest(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         sweep(tmp_path, text)
+
+
+def test_runs_of_near_compressions_have_files_of_their_own(tmp_path: Path) -> None:
+    found = sweep(tmp_path, "compressions = [0.42, 0.425, 0.05]\nn_clusters = [3]\nseeds = [0]\n")
+    names = [cell.name for cell in found.cells() if cell.method == "svd" and cell.task == "rte"]
+    assert [name.rsplit("-", 1)[1] for name in names] == ["c42", "c42.5", "c5"]
+
+
+def test_shipped_config_is_not_taken_for_a_mistyped_path(tmp_path: Path) -> None:
+    assert Sweep.from_toml("smoke.toml") == Sweep.from_toml("smoke")
+    with pytest.raises(InputError, match="is no file, and no config of kflats"):
+        Sweep.from_toml(tmp_path / "smoke.toml")
 
 
 def test_model_is_needed(tmp_path: Path) -> None:

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
 from kflats.errors import InputError
 from kflats.glue.names import nearest
 from kflats.glue.tasks import find_task
+from kflats.glue.toml_files import find, merged, read, shipped
 
 METHODS = ("svd", "projective", "messi", "flats")
 PRECISIONS = ("no", "bf16", "fp16")
+_LISTS = ("tasks", "methods", "compressions", "n_clusters", "seeds")
+_AT_LEAST = {
+    "epochs": 0,
+    "extra_epochs": 0,
+    "learning_rate": 0,
+    "extra_learning_rate": 0,
+    "weight_decay": 0,
+    "warmup_ratio": 0,
+}
+_WHOLE_AT_LEAST = {"batch_size": 1, "max_length": 1, "train_limit": 1, "score_limit": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How a model is fine-tuned; the names are those of transformers' TrainingArguments.
+    """How a model is fine-tuned.
 
     Attributes
     ----------
@@ -56,6 +66,11 @@ class Training:
                 f"mixed_precision={self.mixed_precision!r} is unknown; "
                 f"{nearest(str(self.mixed_precision), PRECISIONS)}"
             )
+        for name, least in _AT_LEAST.items():
+            check_number(name, getattr(self, name), (int, float), least)
+        for name, least in _WHOLE_AT_LEAST.items():
+            if getattr(self, name) is not None or name in ("batch_size", "max_length"):
+                check_number(name, getattr(self, name), (int,), least)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +93,7 @@ class Cell:
         base = f"{self.task}-seed{self.seed}"
         if self.method == "dense":
             return f"{base}-dense"
-        return f"{base}-{self.method}-k{self.n_clusters}-c{round(100 * self.compression):02d}"
+        return f"{base}-{self.method}-k{self.n_clusters}-c{100 * self.compression:g}"
 
     @property
     def dense(self) -> Cell:
@@ -120,14 +135,22 @@ class Sweep:
         for method in self.methods:
             if method not in METHODS:
                 raise InputError(f"there is no method {method!r}; {nearest(method, METHODS)}")
-        for value in self.compressions:
-            if not 0 < value < 1:
-                raise InputError(f"compression={value} must be between 0 and 1, both excluded.")
-        for value in self.n_clusters:
-            if value < 1:
-                raise InputError(f"n_clusters={value} must be at least 1.")
+        self._check_numbers()
         for task in self.task_training:
             self.training_of(task)
+
+    def _check_numbers(self) -> None:
+        for name, least in (("n_clusters", 1), ("seeds", 0)):
+            for value in getattr(self, name):
+                check_number(name, value, (int,), least)
+        for value in self.compressions:
+            check_number("compressions", value, (int, float), 0)
+            if not 0 < value < 1:
+                raise InputError(f"compression={value} must be between 0 and 1, both excluded.")
+        for name in _LISTS:
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise InputError(f"{name}={list(values)} has an entry twice: remove one.")
 
     def training_of(self, task: str) -> Training:
         """Return the training settings of a task."""
@@ -166,55 +189,36 @@ class Sweep:
         InputError
             If the file is missing or no TOML, or a key or value is unknown.
         """
-        data = _merged(_read(_shipped("defaults")), _read(_find(path)))
+        data = merged(read(shipped("defaults")), read(find(path)))
         training = data.pop("training", {})
+        if not _is_table(training):
+            raise InputError(f"training={training!r} must be a table: [training], then its keys.")
         tasks = {name: training.pop(name) for name in list(training) if _is_table(training[name])}
         _check_keys(training, Training, "training")
         settings = {**data, **{k: v for k, v in changes.items() if v is not None}}
         _check_keys(settings, cls, "the file", without=("training", "task_training"))
         for missing in {"model", "tasks"} - set(settings):
             raise InputError(f"{path} has no {missing!r}: add it.")
-        lists = ("tasks", "methods", "compressions", "n_clusters", "seeds")
+        for key in _LISTS:
+            if not isinstance(settings.get(key, ()), list | tuple):
+                raise InputError(f"{key}={settings[key]!r} must be a list: [{settings[key]!r}].")
         try:
-            tuples = {key: tuple(settings[key]) for key in lists if key in settings}
+            tuples = {key: tuple(settings[key]) for key in _LISTS if key in settings}
             return cls(**{**settings, **tuples}, training=Training(**training), task_training=tasks)
         except TypeError as error:
             raise InputError(f"{path}: {error}") from error
 
 
+def check_number(name: str, value: Any, kinds: tuple[type, ...], least: float) -> None:
+    """Raise InputError unless ``value`` is a finite number of these types, large enough."""
+    is_number = isinstance(value, kinds) and not isinstance(value, bool)
+    if not is_number or not least <= value < math.inf:
+        kind = "number" if float in kinds else "whole number"
+        raise InputError(f"{name}={value!r} must be a {kind} of at least {least}.")
+
+
 def _is_table(value: object) -> bool:
     return isinstance(value, dict)
-
-
-def _find(path: str | Path) -> Path:
-    given = Path(path).expanduser()
-    if given.is_file():
-        return given
-    shipped = _shipped(given.name.removesuffix(".toml"))
-    if not shipped.is_file():
-        names = [each.stem for each in shipped.parent.glob("*.toml") if each.stem != "defaults"]
-        raise InputError(f"{path} is no file, and no config of kflats; {nearest(str(path), names)}")
-    return shipped
-
-
-def _shipped(name: str) -> Path:
-    return Path(str(files("kflats.glue"))) / "configs" / f"{name}.toml"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path} cannot be read as TOML: {error}") from error
-
-
-def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    result = dict(base)
-    for key, value in changes.items():
-        old = result.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        result[key] = _merged(old or {}, value) if both else value
-    return result
 
 
 def _check_keys(
