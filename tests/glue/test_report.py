@@ -13,6 +13,7 @@ from kflats.glue.drops import ENSEMBLE, drops
 from kflats.glue.figures import task_lines
 from kflats.glue.means import mean_drops
 from kflats.glue.page import write_page
+from kflats.glue.store import check_alike
 from kflats.glue.tables import markdown
 
 
@@ -139,9 +140,33 @@ def test_there_is_no_lead_over_an_svd_of_other_tasks() -> None:
     assert lead == pytest.approx((8.0, None))
 
 
-def test_compressed_run_without_its_dense_one_is_refused() -> None:
-    with pytest.raises(InputError, match="rte, seed 0, but not its dense run"):
-        drops(RUNS[1:])
+def test_compressed_run_without_its_dense_one_is_named_and_left_out() -> None:
+    failed = {"cell": RUNS[0]["cell"] | {"seed": 7}, "status": "failed", "error": "out of memory"}
+    text = markdown([*RUNS, failed, result("svd", 1.0, 1.0, seed=7)])
+    assert "no finished dense run, so no drop: rte, seed 7." in text
+    assert "| svd | 40% | 25.00 | 10.00 | 1 x 1 |" in text
+    assert "no drop" not in markdown(RUNS)
+
+
+def test_methods_have_ensembles_of_their_own() -> None:
+    others = [result("messi", 40.0, 45.0, k=3, train=1), result("messi", 8.0, 9.0, k=5)]
+    means = {(each.method, each.stage): each.mean for each in mean_drops(drops([*RUNS, *others]))}
+    assert means["ensemble of projective", "after"] == pytest.approx(2.0)
+    assert means["ensemble of messi", "after"] == pytest.approx(50.0)
+
+
+def test_seeds_with_different_tasks_have_no_mean() -> None:
+    runs = [*RUNS[:2], result("dense", 9.0, 9.0, task="cola", seed=1)]
+    assert mean_drops(drops([*runs, result("svd", 1.0, 1.0, task="cola", seed=1)])) == []
+
+
+def test_lead_of_each_task_is_counted_seed_by_seed() -> None:
+    runs = [
+        *RUNS, result("dense", 80.0, 90.0, seed=1), result("svd", 40.0, 81.0, seed=1),
+        result("projective", 60.0, 90.0, k=3, seed=1),
+    ]  # fmt: skip
+    text = markdown(runs)
+    assert "| without fine-tuning | projective k = 3 | 40% | 20.00 ± 7.07 |" in text
 
 
 def test_failed_runs_are_in_the_report_and_not_in_the_means() -> None:
@@ -154,6 +179,26 @@ def test_failed_runs_are_in_the_report_and_not_in_the_means() -> None:
 def test_paper_is_beside_its_own_models_only() -> None:
     assert "| messi | 40% | 0.5 |" in markdown(RUNS)
     assert "The paper" not in markdown([{**each, "model": "minilm"} for each in RUNS])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "minilm"}, "model is once 'some/distilbert-base-uncased' and once 'minilm'"),
+        ({"training": {"epochs": 9}}, "training of rte is once"),
+        ({"data": {"sha256": "b"}}, "data of rte is once 'a' and once 'b'"),
+        ({"mixed_precision": "bf16"}, "mixed_precision of rte is once 'no' and once 'bf16'"),
+    ],
+)
+def test_results_of_several_kinds_are_not_put_in_one_table(
+    changes: dict[str, Any], message: str
+) -> None:
+    common = {"training": {"epochs": 3}, "data": {"sha256": "a"}, "mixed_precision": "no"}
+    runs = [{**each, **common} for each in RUNS]
+    cola = {**result("dense", 1.0, 1.0, task="cola"), **common, "training": {"epochs": 5}}
+    check_alike([*runs, cola])
+    with pytest.raises(InputError, match=message):
+        check_alike([*runs[:-1], cola, runs[-1] | changes])
 
 
 def test_lines_of_the_figures_have_the_spread_over_seeds() -> None:

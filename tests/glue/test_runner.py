@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,11 +144,63 @@ def test_compressed_model_is_refused(config: Path, tiny: Path, tmp_path: Path) -
     kflats.compress_(model, kflats.CompressionConfig(compression=0.3, n_clusters=2))
     kflats.save(model, tmp_path / "small")
     sweep = Sweep.from_toml(config, tasks=["rte"], model=str(tmp_path / "small"))
-    outcome = run_sweep(sweep, tmp_path / "results")
+    with pytest.raises(InputError, match="is compressed already"):
+        run_sweep(sweep, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_model_without_a_classification_head_is_refused(config: Path, tmp_path: Path) -> None:
+    import transformers
+
+    transformers.VitsConfig().save_pretrained(tmp_path / "speech")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_text('{"model_type": "odd"}')
+    for name, message in (("speech", "no such head for VitsConfig"), ("odd", "cannot be loaded")):
+        sweep = Sweep.from_toml(config, model=str(tmp_path / name))
+        with pytest.raises(InputError, match=message):
+            run_sweep(sweep, tmp_path / "results")
+
+
+def test_failed_dense_run_fails_what_starts_from_it(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(protocol, "new_model", out_of_memory)
+    outcome = run_sweep(Sweep.from_toml(config, tasks=["rte"]), tmp_path / "results")
     assert (outcome.done, outcome.failed) == (0, 7)
     text = markdown(read_results(tmp_path / "results"))
-    assert "is compressed already" in text
-    assert "dense run of this task and seed did not finish" in text
+    assert "- rte-seed0-dense: OutOfMemoryError: CUDA out of memory" in text
+    assert re.search(r"and 5 more: .*dense run of this task and seed did not finish", text)
+
+
+def test_dense_model_that_was_cleared_away_comes_back_and_its_result_stays(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(finished[1] / "runs", results / "runs")
+    (results / "dense" / ".rte-seed0-dense-killed").mkdir(parents=True)
+    reference = (results / "runs" / "rte-seed0-dense.json").read_bytes()
+    sweep = Sweep.from_toml(finished[0], tasks=["rte"], compressions=[0.3, 0.5], n_clusters=[2])
+    right = protocol.new_model
+    for new_model, expected in ((None, (0, 3)), (right, (3, 0))):
+        monkeypatch.setattr(protocol, "new_model", new_model)
+        outcome = run_sweep(sweep, results)
+        assert (outcome.done, outcome.failed) == expected
+        assert (results / "runs" / "rte-seed0-dense.json").read_bytes() == reference
+    assert [path.name for path in (results / "dense").iterdir()] == ["rte-seed0-dense"]
+
+
+def test_results_of_other_runs_are_not_mixed(finished: tuple[Path, Path], data: Path) -> None:
+    text = finished[0].read_text()
+    for old, new in (("1e-3", "1e-4"), ("epochs = 1\nextra", "epochs = 2\nextra")):
+        other = finished[0].with_name("other.toml")
+        other.write_text(text.replace(old, new))
+        with pytest.raises(InputError, match="made with other settings"):
+            run_sweep(Sweep.from_toml(other, seeds=[5]), finished[1])
+    with pytest.raises(InputError, match="made with other settings"):
+        run_sweep(Sweep.from_toml(finished[0], seeds=[5], model="minilm"), finished[1])
 
 
 @pytest.mark.slow

@@ -44,10 +44,11 @@ def run(
     """Do every run of CONFIG that is not done yet; stop and start again at any time."""
     from kflats.glue.runner import prepare, run_sweep
     from kflats.glue.settings import Sweep
+    from kflats.glue.store import read_results
 
-    sweep = Sweep.from_toml(config, data=data, tasks=task or None, seeds=seed or None)
-    quiet_libraries()
     _quiet_datasets()
+    quiet_libraries()
+    sweep = Sweep.from_toml(config, data=data, tasks=task or None, seeds=seed or None)
     if dry_run:
         with errors.status("reading the data and timing a batch"):
             summary = _plan(*prepare(sweep, out), total=len(sweep.cells()))
@@ -63,7 +64,7 @@ def run(
             sweep,
             out,
             ray_address=ray,
-            on_start=lambda name, number, total: next_step(name),  # noqa: ARG005
+            on_start=lambda name, number, total: next_step(f"{name}, {number} of {total}"),
         )
     line = (
         f"{outcome.done} runs done, {outcome.skipped} were done before, {outcome.failed} failed; "
@@ -72,6 +73,7 @@ def run(
     output.print(line, markup=False, highlight=False, soft_wrap=True)
     emit({"output": str(out), **vars(outcome)}, json)
     if outcome.failed:
+        _print_failures(read_results(out))
         raise typer.Exit(1)
 
 
@@ -89,10 +91,11 @@ def report(
     from kflats.glue.figures import draw_figures
     from kflats.glue.means import mean_drops
     from kflats.glue.page import write_page
-    from kflats.glue.store import read_results, write_text
-    from kflats.glue.tables import dense_table, failures, lead_table, markdown, mean_table
+    from kflats.glue.store import check_alike, read_results, write_text
+    from kflats.glue.tables import dense_table, lead_table, markdown, mean_table
 
     found = read_results(results)
+    check_alike(found)
     folder = results if out is None else out
     found_drops = drops(found)
     means = mean_drops(found_drops)
@@ -113,8 +116,7 @@ def report(
         for row in rows:
             table.add_row(*row)
         output.print(table)
-    for line in failures(found):
-        errors.print(f"failed: {line}", markup=False, highlight=False, soft_wrap=True)
+    _print_failures(found)
     output.print(f"saved to {folder}", markup=False, highlight=False, soft_wrap=True)
     emit({"output": str(folder), "means": [vars(each) for each in means]}, json)
 
@@ -133,6 +135,13 @@ def tasks(json: JsonOption = False) -> None:
         table.add_row(each.name, *columns, str(each.train_size))
     output.print(table)
     emit({name: vars(each) for name, each in TASKS.items()}, json)
+
+
+def _print_failures(results: list[dict[str, Any]]) -> None:
+    from kflats.glue.tables import failures
+
+    for line in failures(results):
+        errors.print(f"failed: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _plan(experiments: dict[str, Any], cells: list[Any], *, total: int) -> dict[str, Any]:

@@ -24,8 +24,9 @@ _LIBRARIES = ("transformers", "accelerate", "datasets", "tokenizers", "numpy", "
 def attempt(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     """Return the result of a run, or the record of its failure."""
     folder = experiment.checkpoint(cell)
-    if cell.method == "dense" and folder.exists() and is_first_process():
-        shutil.rmtree(folder)  # of a run that did not end, or one that is repeated
+    if cell.method == "dense" and is_first_process():
+        for old in (folder, *folder.parent.glob(f".{folder.name}-*")):
+            shutil.rmtree(old, ignore_errors=True)  # of a run that was killed, or is repeated
     try:
         return {"status": "done", **run_cell(experiment, cell), **_context(experiment, cell)}
     except Exception as error:  # noqa: BLE001  whatever happens in a run must not stop the others

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from kflats.errors import InputError
 from kflats.glue.tasks import TASKS
 
 STAGES = {"before": "without fine-tuning", "after": "with fine-tuning"}
@@ -23,7 +22,7 @@ class Drop:
     task, seed, compression : as in :class:`kflats.glue.settings.Cell`
         Which run.
     method : str
-        'svd', 'projective k = 3', ..., or 'ensemble'.
+        'svd', 'projective k = 3', ..., or 'ensemble', with several methods 'ensemble of ...'.
     stage : {'before', 'after'}
         Before or after the extra epochs.
     score, dense, majority : float
@@ -57,7 +56,7 @@ def plotted_score(result: dict[str, Any], stage: str) -> float:
 
 def reading_order(method: str) -> tuple[bool, bool, str]:
     """Return what sorts methods for tables and legends: SVD first, the ensemble last."""
-    return method != "svd", method == ENSEMBLE, method
+    return method != "svd", method.startswith(ENSEMBLE), method
 
 
 def method_name(cell: dict[str, Any]) -> str:
@@ -67,12 +66,9 @@ def method_name(cell: dict[str, Any]) -> str:
 
 
 def drops(results: Iterable[dict[str, Any]]) -> list[Drop]:
-    """Return the drops of all finished compressed runs, with those of the ensemble.
+    """Return the drops of the finished compressed runs, with those of the ensemble.
 
-    Raises
-    ------
-    InputError
-        If a compressed run has no finished dense run beside it.
+    Runs whose dense run is not there or has failed have no drop, see :func:`orphans`.
     """
     done = [each for each in results if each["status"] == "done"]
     dense = {_key(each["cell"]): each for each in done if each["cell"]["method"] == "dense"}
@@ -83,20 +79,24 @@ def drops(results: Iterable[dict[str, Any]]) -> list[Drop]:
         if cell["method"] == "dense":
             continue
         if _key(cell) not in dense:
-            raise InputError(
-                f"the results have a run of {cell['task']}, seed {cell['seed']}, but not its dense "
-                "run: drops cannot be counted."
-            )
+            continue
         reference = dense[_key(cell)]
         found += [_drop(each, reference, method_name(cell), stage) for stage in STAGES]
         if cell["method"] != "svd":
             groups.setdefault((*_key(cell), cell["compression"], cell["method"]), []).append(each)
-    for (task, seed, *_), runs in groups.items():
+    several = len({method for *_, method in groups}) > 1
+    for (task, seed, _, method), runs in groups.items():
         if len(runs) > 1:
-            found += [
-                _drop(_best(runs, stage), dense[task, seed], ENSEMBLE, stage) for stage in STAGES
-            ]
+            name = f"{ENSEMBLE} of {method}" if several else ENSEMBLE
+            found += [_drop(_best(runs, stage), dense[task, seed], name, stage) for stage in STAGES]
     return found
+
+
+def orphans(results: Iterable[dict[str, Any]]) -> list[str]:
+    """Return task and seed of finished compressed runs without their finished dense run."""
+    done = [each["cell"] for each in results if each["status"] == "done"]
+    dense = {_key(cell) for cell in done if cell["method"] == "dense"}
+    return sorted({f"{task}, seed {seed}" for task, seed in {_key(c) for c in done} - dense})
 
 
 def _key(cell: dict[str, Any]) -> tuple[str, int]:

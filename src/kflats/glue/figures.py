@@ -35,7 +35,7 @@ def task_lines(found: list[Drop], task: str, stage: str) -> dict[str, TaskLine]:
 def _line(drops_by_size: dict[float, list[float]], name: str) -> TaskLine:
     sizes = sorted(drops_by_size)
     values = [mean_and_spread(drops_by_size[size]) for size in sizes]
-    spreads = [0.0 if name == ENSEMBLE else spread or 0.0 for _, spread in values]
+    spreads = [0.0 if name.startswith(ENSEMBLE) else spread or 0.0 for _, spread in values]
     return TaskLine([100 * size for size in sizes], [mean for mean, _ in values], spreads)
 
 
@@ -56,7 +56,7 @@ def draw_figures(found: list[Drop], folder: Path) -> list[Path]:
                 title=f"{task}, {words}",
                 x_label="parameters of the table removed, %",
                 y_label="relative drop, %",
-                rings=(ENSEMBLE,),
+                rings=[name for name in lines if name.startswith(ENSEMBLE)],
                 spreads={name: line.spreads for name, line in lines.items() if any(line.spreads)},
             )
         path = folder / f"drops_{stage}.png"

@@ -60,7 +60,7 @@ def mean_drops(found: Iterable[Drop]) -> list[MeanDrop]:
     """Return the mean over the learnt tasks for each method, compression and stage.
 
     A seed counts if it has every task that any seed of that line has, so that means are over the
-    same tasks.
+    same tasks; a line without such a seed has no mean.
     """
     found = list(found)
     learnt = learnt_tasks(found)
@@ -71,14 +71,16 @@ def mean_drops(found: Iterable[Drop]) -> list[MeanDrop]:
             seeds.setdefault(drop.seed, {})[drop.task] = drop.percent
     means = {line: _by_seed(seeds) for line, seeds in sorted(lines.items())}
     return [
-        _mean(line, *means[line], means.get((REFERENCE, *line[1:]), ((), {}))) for line in means
+        _mean(line, tasks, by_seed, means.get((REFERENCE, *line[1:]), ((), {})))
+        for line, (tasks, by_seed) in means.items()
+        if by_seed
     ]
 
 
 def _by_seed(seeds: dict[int, dict[str, float]]) -> tuple[tuple[str, ...], dict[int, float]]:
     """Return the tasks, and the mean over them for each seed that has them all."""
     tasks = tuple(sorted({task for each in seeds.values() for task in each}))
-    whole = {seed: each for seed, each in seeds.items() if len(each) == len(tasks)} or seeds
+    whole = {seed: each for seed, each in seeds.items() if len(each) == len(tasks)}
     return tasks, {seed: fmean(whole[seed].values()) for seed in sorted(whole)}
 
 

@@ -60,9 +60,10 @@ def _styles(found: list[Drop], tasks: list[str]) -> dict[str, dict[str, Any]]:
     styles: dict[str, dict[str, Any]] = {}
     for line, colour in zip(dict.fromkeys(lines), cycle(qualitative.D3), strict=False):
         styles[line] = {"mode": "lines+markers", "line": {"color": colour}}
-    if ENSEMBLE in styles:
-        ring = {"symbol": "circle-open", "size": 13, "color": "black"}
-        styles[ENSEMBLE] = {"mode": "markers", "marker": ring}
+    for line in styles:
+        if line.startswith(ENSEMBLE):
+            ring = {"symbol": "circle-open", "size": 13, "color": "black"}
+            styles[line] = {"mode": "markers", "marker": ring}
     if "SVD" in styles:
         styles["SVD"] = {"mode": "lines+markers", "line": {"color": "grey", "dash": "dash"}}
     return styles

@@ -109,16 +109,43 @@ def _majority(experiment: Experiment) -> dict[str, dict[str, float]]:
     }
 
 
+def check_model(name: str) -> None:
+    """Check, without loading it, that a model is dense and can have a head for classification.
+
+    Raises
+    ------
+    InputError
+        If it is compressed already, cannot be read, or is of a kind without such a head.
+    """
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
+
+    source = resolve(name)
+    if Path(source).is_dir() and is_compressed(Path(source)):
+        raise InputError(f"{name!r} is compressed already; the experiment needs the dense model.")
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise _not_for_classification(name, error) from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise InputError(f"{name!r} is quantized already; the experiment needs the dense model.")
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        why = f"transformers has no such head for {type(config).__name__}."
+        raise _not_for_classification(name, why)
+
+
+def _not_for_classification(name: str, why: object) -> InputError:
+    first = str(why).strip().splitlines()[0]
+    return InputError(
+        f"{name!r} cannot be loaded for classification: {first} Give an encoder that "
+        "AutoModelForSequenceClassification knows."
+    )
+
+
 def new_model(experiment: Experiment, cell: Cell) -> Any:
     """Return the pretrained model with a fresh head for the task, the same for a seed."""
     from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 
     source = resolve(experiment.sweep.model)
-    if Path(source).is_dir() and is_compressed(Path(source)):
-        raise InputError(
-            f"{experiment.sweep.model!r} is compressed already; the experiment needs the dense "
-            "model."
-        )
     task = experiment.task
     labels = dict(enumerate(task.labels or ("score",)))
     set_seed(cell.seed)
@@ -132,11 +159,7 @@ def new_model(experiment: Experiment, cell: Cell) -> Any:
         )
         return AutoModelForSequenceClassification.from_pretrained(source, config=config)
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"{experiment.sweep.model!r} cannot be loaded for classification: {first} Give an "
-            "encoder that AutoModelForSequenceClassification knows."
-        ) from error
+        raise _not_for_classification(experiment.sweep.model, error) from error
 
 
 def load_dense(folder: Path) -> Any:

@@ -9,9 +9,18 @@ from pathlib import Path
 
 from kflats.glue.attempt import Progress, Results, attempt, is_first_process
 from kflats.glue.data import load_data
-from kflats.glue.protocol import Experiment
+from kflats.glue.protocol import Experiment, check_model
 from kflats.glue.settings import Cell, Sweep
-from kflats.glue.store import DENSE, is_done, write_json, write_result
+from kflats.glue.store import (
+    DENSE,
+    RUNS,
+    SETTINGS,
+    is_done,
+    other_settings,
+    read_json,
+    write_json,
+    write_result,
+)
 from kflats.glue.tasks import find_task
 
 
@@ -63,7 +72,8 @@ def run_sweep(
     counts = {"done": 0, "failed": 0}
     number = total - len(open_cells)
     for cell, digest, result in work(experiments, open_cells, on_start, number, total):
-        if is_first_process():
+        # A dense run that is repeated for its model alone keeps the result that others refer to.
+        if is_first_process() and not is_done(results, cell, digest):
             write_result(results, cell, digest, result)
         counts[result["status"]] += 1
         _wait_for_others()
@@ -72,6 +82,7 @@ def run_sweep(
 
 def prepare(sweep: Sweep, results: Path) -> tuple[dict[str, Experiment], list[tuple[Cell, str]]]:
     """Return the data of every task, and the runs that are not done with their digests."""
+    check_model(sweep.model)
     experiments = {}
     for name in sweep.tasks:
         task = find_task(name)
@@ -81,6 +92,7 @@ def prepare(sweep: Sweep, results: Path) -> tuple[dict[str, Experiment], list[tu
             data=load_data(task, sweep.data),
             checkpoints=(results / DENSE).absolute(),
         )
+    _check_folder(results, sweep, experiments)
     left = []
     for cell in sweep.cells():
         digest = sweep.digest(cell, experiments[cell.task].data.digest)
@@ -90,6 +102,21 @@ def prepare(sweep: Sweep, results: Path) -> tuple[dict[str, Experiment], list[tu
         elif not has_model and _is_needed(sweep, results, cell, experiments[cell.task]):
             left.append((cell, digest))  # its model was cleared away; it is the same again
     return experiments, left
+
+
+def _check_folder(results: Path, sweep: Sweep, experiments: dict[str, Experiment]) -> None:
+    """Refuse a folder with results that cannot stand in one table with those of the sweep."""
+    for path in sorted((results / RUNS).glob("*.json")):
+        found = read_json(path)
+        experiment = experiments.get(found["cell"]["task"])
+        if found.get("status") != "done":
+            continue
+        fits = found["model"] == sweep.model
+        if experiment is not None:
+            fits &= found["training"] == asdict(experiment.training)
+            fits &= found["data"]["sha256"] == experiment.data.digest
+        if not fits:
+            raise other_settings(path)
 
 
 def _is_needed(sweep: Sweep, results: Path, dense: Cell, experiment: Experiment) -> bool:
@@ -116,7 +143,7 @@ def _write_settings(sweep: Sweep, results: Path) -> None:
     """Keep the settings beside the results, without machine paths."""
     if is_first_process():
         settings = asdict(sweep) | {"data": Path(sweep.data).name}
-        write_json(results / "sweep.json", settings)
+        write_json(results / SETTINGS, settings)
 
 
 def _wait_for_others() -> None:

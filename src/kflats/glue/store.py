@@ -12,6 +12,7 @@ from kflats.files import whole_file
 from kflats.glue.settings import Cell
 
 RUNS = "runs"
+SETTINGS = "sweep.json"
 DENSE = "dense"
 
 
@@ -63,16 +64,45 @@ def is_done(results: Path, cell: Cell, digest: str) -> bool:
     if found.get("status") != "done":
         return False
     if found.get("digest") != digest:
-        raise InputError(
-            f"{path} was made with other settings, data or model: give another results folder, or "
-            "remove it."
-        )
+        raise other_settings(path)
     return True
+
+
+def other_settings(path: Path) -> InputError:
+    """Return the error for a result that does not belong to a sweep."""
+    return InputError(
+        f"{path} was made with other settings, data or model: give another results folder, or "
+        "remove it."
+    )
 
 
 def write_result(results: Path, cell: Cell, digest: str, result: dict[str, Any]) -> None:
     """Write the result of a run, done or failed."""
     write_json(path_of(results, cell), {"cell": asdict(cell), "digest": digest, **result})
+
+
+def check_alike(found: list[dict[str, Any]]) -> None:
+    """Check that results can stand in one table.
+
+    Raises
+    ------
+    InputError
+        If they are of several models, or those of a task of several settings, data or precisions.
+    """
+    seen: dict[tuple[str, ...], Any] = {}
+    for each in found:
+        task = each["cell"]["task"]
+        values: dict[tuple[str, ...], Any] = {("model",): each["model"]}
+        for key in ("training", "data", "mixed_precision"):
+            if each["status"] == "done" and key in each:
+                value = each[key]["sha256"] if key == "data" else each[key]
+                values[key, task] = value
+        for place, value in values.items():
+            if seen.setdefault(place, value) != value:
+                raise InputError(
+                    f"results of several kinds are in one folder: {' of '.join(place)} is once "
+                    f"{seen[place]!r} and once {value!r}; keep each in a folder of its own."
+                )
 
 
 def read_results(results: Path) -> list[dict[str, Any]]:
@@ -84,7 +114,8 @@ def read_results(results: Path) -> list[dict[str, Any]]:
         If there are none.
     """
     folder = results / RUNS if (results / RUNS).is_dir() else results
-    found = [read_json(path) for path in sorted(folder.glob("*.json"))]
+    paths = sorted(path for path in folder.glob("*.json") if path.name != SETTINGS)
+    found = [read_json(path) for path in paths]
     if not found:
         raise InputError(f"{results} holds no results: give a folder that kflats glue run wrote.")
     return found

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from kflats.glue.drops import STAGES, Drop, drops, plotted_score, reading_order
-from kflats.glue.means import MeanDrop, mean_and_spread, mean_drops
+from kflats.glue.drops import STAGES, Drop, drops, orphans, plotted_score, reading_order
+from kflats.glue.means import REFERENCE, MeanDrop, mean_and_spread, mean_drops
 from kflats.glue.paper import reported_for
+from kflats.glue.settings import Cell
 from kflats.glue.tasks import TASKS
 
 Row = list[str]
@@ -75,12 +76,34 @@ def dense_table(results: list[dict[str, Any]]) -> tuple[Row, list[Row]]:
 
 def task_table(found: list[Drop]) -> tuple[Row, list[Row]]:
     """Return head and rows: the drop of every task, mean and spread over seeds."""
-    tasks = sorted({drop.task for drop in found})
+    return _by_task([(drop, drop.percent) for drop in found])
+
+
+def task_lead_table(found: list[Drop]) -> tuple[Row, list[Row]]:
+    """Return head and rows: as :func:`lead_table`, for every task."""
+    svd = {
+        (drop.task, drop.seed, drop.compression, drop.stage): drop.percent
+        for drop in found
+        if drop.method == REFERENCE
+    }
+    places = [(drop, (drop.task, drop.seed, drop.compression, drop.stage)) for drop in found]
+    return _by_task(
+        [
+            (drop, svd[place] - drop.percent)
+            for drop, place in places
+            if place in svd and drop.method != REFERENCE
+        ]
+    )
+
+
+def _by_task(values: list[tuple[Drop, float]]) -> tuple[Row, list[Row]]:
+    """Return head and rows: a number of each run as mean and spread over seeds, task by task."""
+    tasks = sorted({drop.task for drop, _ in values})
     head = ["stage", "method", "removed", *tasks]
     groups: dict[tuple[str, float, str], dict[str, list[float]]] = {}
-    for drop in found:
+    for drop, value in values:
         line = groups.setdefault((drop.stage, drop.compression, drop.method), {})
-        line.setdefault(drop.task, []).append(drop.percent)
+        line.setdefault(drop.task, []).append(value)
     rows = []
     for stage, compression, method in sorted(groups, key=_task_order):
         line = groups[stage, compression, method]
@@ -95,12 +118,14 @@ def _task_order(line: tuple[str, float, str]) -> tuple[object, ...]:
 
 
 def failures(results: list[dict[str, Any]]) -> list[str]:
-    """Return a line for every failed run."""
+    """Return why runs failed: a line for each reason, with the first run that it stopped."""
+    stopped: dict[str, list[str]] = {}
+    for each in results:
+        if each["status"] == "failed":
+            stopped.setdefault(each["error"], []).append(Cell(**each["cell"]).name)
     return [
-        f"{each['cell']['task']}, seed {each['cell']['seed']}, {each['cell']['method']}, "
-        f"{each['cell']['compression']:.0%}: {each['error']}"
-        for each in results
-        if each["status"] == "failed"
+        f"{runs[0]}{f' and {len(runs) - 1} more' if len(runs) > 1 else ''}: {reason}"
+        for reason, runs in stopped.items()
     ]
 
 
@@ -113,7 +138,8 @@ def markdown(results: list[dict[str, Any]]) -> str:
         f"# {model} on GLUE",
         "Relative drops of the plotted metric on the validation split, in per cent of the dense "
         "model, which got the same extra epochs; negative is a gain. ± is the standard deviation "
-        "over seeds of the mean over tasks. A task on which the dense models, all seeds "
+        "over seeds of the mean over tasks. The ensemble takes, for each task and seed, the number "
+        "of clusters with the best training score. A task on which the dense models, all seeds "
         "together, are no better than the majority baseline is shown, but left out of the means.",
         "## Dense models",
         _markdown(*dense_table(results)),
@@ -127,6 +153,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
             "Percentage points, seed by seed on the same dense models; ± is the standard deviation "
             "over seeds.",
             _markdown(head, leads),
+            _markdown(*task_lead_table(found)),
         ]
     reported = reported_for(model)
     if reported:
@@ -136,6 +163,12 @@ def markdown(results: list[dict[str, Any]]) -> str:
         ]
         parts += ["## The paper, nine tasks", _markdown(["method", "removed", "drop, %"], rows)]
     parts += ["## Drop per task", _markdown(*task_table(found))]
+    missing = orphans(results)
+    if missing:
+        parts += [
+            "## Without a dense run",
+            f"These have no finished dense run, so no drop: {'; '.join(missing)}.",
+        ]
     failed = failures(results)
     if failed:
         parts += ["## Failed runs", "\n".join(f"- {line}" for line in failed)]
