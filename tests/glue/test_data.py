@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ SHARED = Path(os.environ.get("KFLATS_DATA", Path(__file__).parents[3] / "shared"
 def test_folder_gives_splits_and_a_digest(data: Path, tmp_path: Path) -> None:
     found = load_data(TASKS["rte"], str(data))
     assert (len(found.train), len(found.validation["validation"])) == (60, 30)
-    assert found.official
+    assert not found.official  # 60 rows are not those of RTE
     write_task(tmp_path, "rte", TASKS["rte"].columns, 60)
     assert load_data(TASKS["rte"], str(tmp_path)).digest == found.digest
     write_task(tmp_path, "rte", TASKS["rte"].columns, 58)
@@ -53,6 +54,36 @@ def test_wrong_labels_are_refused(
     Dataset.from_dict(rows).to_parquet(str(tmp_path / "rte/validation.parquet"))
     with pytest.raises(InputError, match=message):
         load_data(TASKS["rte"], str(tmp_path))
+
+
+def test_hidden_scores_of_a_regression_are_refused(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    write_task(tmp_path, "stsb", TASKS["stsb"].columns, 20)
+    rows = {"sentence1": ["a"] * 4, "sentence2": ["b"] * 4, "label": [-1.0] * 4}
+    Dataset.from_dict(rows).to_parquet(str(tmp_path / "stsb/validation.parquet"))
+    with pytest.raises(InputError, match=r"labels \[-1.0\]; 0 to 5 are allowed.*hidden"):
+        load_data(TASKS["stsb"], str(tmp_path))
+
+
+def test_damaged_file_is_named(tmp_path: Path) -> None:
+    write_task(tmp_path, "rte", TASKS["rte"].columns, 20)
+    path = tmp_path / "rte/train.parquet"
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(InputError, match=r"rte/train.parquet cannot be read as parquet"):
+        load_data(TASKS["rte"], str(tmp_path))
+
+
+def test_home_folder_is_found(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(data.parent))
+    assert len(load_data(TASKS["rte"], f"~/{data.name}").train) == 60
+
+
+def test_rows_travel_to_other_machines(data: Path) -> None:
+    rows = load_data(TASKS["rte"], str(data)).train
+    copy = pickle.loads(pickle.dumps(rows))
+    assert rows.cache_files == copy.cache_files == []
+    assert copy["sentence1"][:] == rows["sentence1"][:]
 
 
 def test_wrong_columns_are_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from kflats.errors import InputError
 from kflats.glue import protocol
 from kflats.glue.runner import run_sweep
-from kflats.glue.settings import Sweep
+from kflats.glue.settings import Cell, Sweep
 from kflats.glue.store import read_results
 from kflats.glue.tables import markdown
 
@@ -55,7 +55,24 @@ def test_every_run_leaves_scores_and_provenance(finished: tuple[Path, Path]) -> 
             assert each["table"]["n_clusters"] == each["cell"]["n_clusters"]
 
 
-def test_dense_model_is_trained_once_and_learns(finished: tuple[Path, Path]) -> None:
+def test_dense_model_is_trained_once(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+
+    def counted(experiment: protocol.Experiment, cell: Cell) -> Any:
+        trained.append(cell)
+        return right(experiment, cell)
+
+    right = protocol.new_model
+    monkeypatch.setattr(protocol, "new_model", counted)
+    for compressions in ([0.3], [0.3, 0.6]):
+        sweep = Sweep.from_toml(config, tasks=["rte"], methods=["svd"], compressions=compressions)
+        run_sweep(sweep, tmp_path / "results")
+    assert trained == [Cell(task="rte", seed=0)]
+
+
+def test_dense_models_are_kept_and_train_on(finished: tuple[Path, Path]) -> None:
     folders = sorted(path.name for path in (finished[1] / "dense").iterdir())
     assert folders == ["rte-seed0-dense", "stsb-seed0-dense"]
     runs = {each["cell"]["task"]: each for each in read_results(finished[1])
@@ -75,6 +92,26 @@ def test_precision_of_the_settings_is_used_and_recorded(
                if each["cell"] == half["cell"])  # fmt: skip
     assert (full["mixed_precision"], half["mixed_precision"]) == ("no", "bf16")
     assert half["before"] != full["before"]
+
+
+def test_precision_of_the_settings_is_not_that_of_the_launcher(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = finished[0].read_text()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    for setting, found in (('mixed_precision = "no"\n', "no"), ("", "bf16")):
+        path = tmp_path / f"{found}.toml"
+        path.write_text(text + setting)
+        sweep = Sweep.from_toml(path, tasks=["stsb"], compressions=[0.3], methods=[])
+        run_sweep(sweep, tmp_path / found)
+        (result,) = read_results(tmp_path / found)
+        assert (result["mixed_precision"], result["devices"]) == (found, 1)
+
+
+def test_batch_is_the_same_on_any_number_of_devices() -> None:
+    assert [protocol.per_device(32, devices) for devices in (1, 2, 8)] == [32, 16, 4]
+    with pytest.raises(InputError, match="batch_size=32 cannot be divided among 3 devices"):
+        protocol.per_device(32, 3)
 
 
 def test_killed_sweep_goes_on_and_ends_with_the_same_table(

@@ -157,10 +157,13 @@ def _duration(seconds: float) -> str:
 
 
 def _quiet_datasets() -> None:
+    from importlib.util import find_spec
+
     from kflats.errors import MissingExtraError
 
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError("datasets", "glue") from error
+    for name in ("datasets", "accelerate", "transformers"):
+        if find_spec(name) is None:
+            raise MissingExtraError(name, "glue")
+    import datasets
+
     datasets.disable_progress_bars()

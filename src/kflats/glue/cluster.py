@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kflats.errors import MissingExtraError
+from kflats.errors import InputError, MissingExtraError
 from kflats.glue.attempt import Progress, Results, attempt, failure
 from kflats.glue.protocol import Experiment
 from kflats.glue.settings import Cell
@@ -25,6 +25,8 @@ def in_ray(address: str) -> Callable[..., Results]:
     ------
     MissingExtraError
         If Ray is not installed.
+    InputError
+        If there is no such cluster, when the first run is asked for.
     """
     try:
         import ray
@@ -38,7 +40,7 @@ def in_ray(address: str) -> Callable[..., Results]:
         number: int,
         total: int,
     ) -> Results:
-        ray.init(address=None if address == "local" else address, ignore_reinit_error=True)
+        _connect(ray, address)
         # Without retries: a run that was killed is recorded, and tried again by the next sweep.
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
         remote = ray.remote(max_retries=0, num_gpus=gpus)(_attempt_after)
@@ -59,6 +61,16 @@ def in_ray(address: str) -> Callable[..., Results]:
             yield cell, digest, _result(ready, experiments[cell.task], cell)
 
     return run
+
+
+def _connect(ray: Any, address: str) -> None:
+    try:
+        ray.init(address=address, ignore_reinit_error=True)
+    except (ConnectionError, ValueError) as error:
+        raise InputError(
+            f"no Ray cluster at {address!r}: {error}. Start one with `ray start --head`, or give "
+            "'local'."
+        ) from error
 
 
 def _result(reference: Any, experiment: Experiment, cell: Cell) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def scores(task: Task, logits: Values, labels: Values) -> dict[str, float]:
     else:
         found = np.asarray(logits).argmax(-1)
     labels = np.asarray(labels)
-    if task.labels and bool((labels < 0).any()):
+    if bool((labels < 0).any()):
         raise InputError(
             f"{int((labels < 0).sum())} of {len(labels)} labels of {task.name} are -1: hidden, as "
             "in the test splits of GLUE. Score a validation split."

@@ -96,6 +96,7 @@ def run_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         "table": table,
         "train_rows": len(work.rows),
         "mixed_precision": work.mixed_precision,
+        "devices": work.devices,
         "official_data": experiment.data.official and training.train_limit is None,
         "seconds": time.perf_counter() - started,
     }
@@ -173,6 +174,21 @@ def load_dense(folder: Path) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(folder)
 
 
+def per_device(batch_size: int, devices: int) -> int:
+    """Return the rows of a batch on each device, so that the batch is the same on any number.
+
+    Raises
+    ------
+    InputError
+        If the batch cannot be divided.
+    """
+    if batch_size % devices:
+        raise InputError(
+            f"batch_size={batch_size} cannot be divided among {devices} devices: take a multiple."
+        )
+    return batch_size // devices
+
+
 class Work:
     """A model with the rows of its task, and a Trainer for each step.
 
@@ -202,14 +218,17 @@ class Work:
         }
         self.is_first = True
         self.mixed_precision = "no"
+        self.devices = 1
 
     def _tokens(self, rows: Any) -> Any:
+        columns, tokenizer, length = self.task.columns, self.tokenizer, self.training.max_length
+
         def encode(batch: dict[str, Any]) -> Any:
-            texts = [batch[column] for column in self.task.columns]
-            return self.tokenizer(*texts, truncation=True, max_length=self.training.max_length)
+            texts = [batch[column] for column in columns]
+            return tokenizer(*texts, truncation=True, max_length=length)
 
         kept = [column for column in rows.column_names if column != "label"]
-        return rows.map(encode, batched=True, remove_columns=kept, load_from_cache_file=False)
+        return rows.map(encode, batched=True, remove_columns=kept, keep_in_memory=True)
 
     def _trainer(self, epochs: float, learning_rate: float, place: str) -> Any:
         from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
@@ -218,7 +237,6 @@ class Work:
             place,
             num_train_epochs=epochs,
             learning_rate=learning_rate,
-            per_device_train_batch_size=self.training.batch_size,
             per_device_eval_batch_size=64,
             weight_decay=self.training.weight_decay,
             warmup_steps=self.training.warmup_ratio,
@@ -232,6 +250,10 @@ class Work:
             **self._precision(),
             dataloader_pin_memory=False,
         )
+        if self.training.mixed_precision is not None:
+            settings.mixed_precision = self.training.mixed_precision  # not that of the launcher
+        self.devices = max(1, settings.n_gpu) * settings.world_size
+        settings.per_device_train_batch_size = per_device(self.training.batch_size, self.devices)
         trainer = Trainer(
             self.model,
             settings,
