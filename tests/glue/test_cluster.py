@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +12,22 @@ from kflats.glue.cluster import in_ray
 from kflats.glue.protocol import Experiment
 from kflats.glue.runner import prepare
 from kflats.glue.settings import Cell, Sweep, Training
+from kflats.glue.store import read_results
 from tests.glue.conftest import TOML
 
 pytestmark = pytest.mark.slow
+
+
+def test_two_processes_of_torchrun_train_together(tmp_path: Path, tiny: Path, data: Path) -> None:
+    (tmp_path / "sweep.toml").write_text(TOML.format(model=tiny, data=data))
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words += ["-m", "kflats.cli", "glue", "run", str(tmp_path / "sweep.toml"), "--task", "rte"]
+    words += ["-o", str(tmp_path / "results")]
+    for counts in ("7 runs done, 0 were done before", "0 runs done, 7 were done before"):
+        ended = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+        assert counts in ended.stdout, ended.stdout + ended.stderr
+    results = read_results(tmp_path / "results")
+    assert [(each["status"], each["devices"]) for each in results] == [("done", 2)] * 7
 
 
 @pytest.fixture

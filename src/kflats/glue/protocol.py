@@ -231,7 +231,13 @@ class Work:
         return rows.map(encode, batched=True, remove_columns=kept, keep_in_memory=True)
 
     def _trainer(self, epochs: float, learning_rate: float, place: str) -> Any:
-        from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+        import torch
+        from transformers import (
+            DataCollatorWithPadding,
+            PrinterCallback,
+            Trainer,
+            TrainingArguments,
+        )
 
         settings = TrainingArguments(
             place,
@@ -247,6 +253,7 @@ class Work:
             logging_strategy="no",
             report_to=[],
             disable_tqdm=True,
+            use_cpu=not torch.accelerator.is_available(),  # else processes on CPUs stay alone
             **self._precision(),
             dataloader_pin_memory=False,
         )
@@ -260,19 +267,15 @@ class Work:
             train_dataset=self.rows,
             data_collator=DataCollatorWithPadding(self.tokenizer),
         )
+        trainer.remove_callback(PrinterCallback)
         self.is_first = trainer.is_world_process_zero()
         self.mixed_precision = trainer.accelerator.mixed_precision
         return trainer
 
     def _precision(self) -> dict[str, bool]:
-        """Return what overrides the precision of ``accelerate launch``."""
-        import torch
-
+        """Return what overrides the precision of ``accelerate launch``; nothing if none is set."""
         wanted = self.training.mixed_precision
-        if wanted is None:
-            return {}
-        flags = {name: name == wanted for name in ("bf16", "fp16")}
-        return flags | {"use_cpu": not torch.accelerator.is_available()}
+        return {} if wanted is None else {name: name == wanted for name in ("bf16", "fp16")}
 
     def train(self, epochs: float, learning_rate: float) -> None:
         """Fine-tune; the order of the rows depends on the seed only."""
