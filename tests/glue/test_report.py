@@ -6,12 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kflats.errors import InputError
 from kflats.glue.drops import ENSEMBLE, drops
 from kflats.glue.figures import task_lines
-from kflats.glue.means import mean_drops
+from kflats.glue.means import mean_drops, over_tasks
 from kflats.glue.page import write_page
 from kflats.glue.store import check_alike
 from kflats.glue.tables import markdown
@@ -71,11 +72,18 @@ def test_mean_is_over_tasks_and_spread_over_seeds() -> None:
             runs.append(result("svd", 50.0, 100 - loss - extra, task=task, seed=seed))
     (after,) = [each for each in mean_drops(drops(runs)) if each.stage == "after"]
     assert after.mean == pytest.approx(4.0)
-    assert after.spread == pytest.approx(math.sqrt(2))
-    assert (after.tasks, after.seeds) == (("cola", "rte"), (0, 1))
+    assert after.spread == pytest.approx(math.sqrt(2 + 2) / 2)
+    assert after.tasks == {"cola": 2, "rte": 2}
 
 
-def test_seed_that_lacks_a_task_does_not_bend_the_mean() -> None:
+def test_spread_of_the_mean_is_that_of_tasks_with_seeds_of_their_own() -> None:
+    values = np.random.default_rng(0).normal(scale=[[1.0], [4.0]], size=(2, 4000))
+    mean, spread = over_tasks([list(values[0]), list(values[1, :3000])])
+    assert mean == pytest.approx((values[0].mean() + values[1, :3000].mean()) / 2)
+    assert spread == pytest.approx(values[:, :3000].mean(0).std(), rel=0.03)
+
+
+def test_task_with_more_seeds_does_not_bend_the_mean() -> None:
     runs = [
         result("dense", 100.0, 100.0), result("svd", 90.0, 90.0),
         result("dense", 100.0, 100.0, task="cola"), result("svd", 50.0, 50.0, task="cola"),
@@ -83,12 +91,13 @@ def test_seed_that_lacks_a_task_does_not_bend_the_mean() -> None:
     ]  # fmt: skip
     (after,) = [each for each in mean_drops(drops(runs)) if each.stage == "after"]
     assert after.mean == pytest.approx(30.0)
-    assert (after.seeds, after.spread) == ((0,), None)
+    assert (after.tasks, after.spread) == ({"cola": 1, "rte": 2}, None)
+    assert "| svd | 40% | 30.00 | 30.00 | 2 x 1 to 2 |" in markdown(runs)
 
 
 def test_task_where_the_dense_model_scores_nothing_is_left_out() -> None:
     runs = [*RUNS, result("dense", 0.0, 0.0, task="cola"), result("svd", 0.0, 5.0, task="cola")]
-    assert all(each.tasks == ("rte",) for each in mean_drops(drops(runs)))
+    assert all(each.tasks == {"rte": 1} for each in mean_drops(drops(runs)))
 
 
 def learnt_by(*scores: tuple[float, float]) -> tuple[str, ...]:
@@ -102,8 +111,8 @@ def learnt_by(*scores: tuple[float, float]) -> tuple[str, ...]:
     assert {drop.task for drop in found} == {"cola", "rte"}
     first, second = mean_drops(found)
     assert first.tasks == second.tasks
-    assert first.seeds == second.seeds == tuple(range(len(scores)))
-    return first.tasks
+    assert set(first.tasks.values()) == {len(scores)}
+    return tuple(first.tasks)
 
 
 def test_task_that_the_dense_models_have_not_learnt_is_shown_but_not_in_the_mean() -> None:
@@ -153,11 +162,6 @@ def test_methods_have_ensembles_of_their_own() -> None:
     means = {(each.method, each.stage): each.mean for each in mean_drops(drops([*RUNS, *others]))}
     assert means["ensemble of projective", "after"] == pytest.approx(2.0)
     assert means["ensemble of messi", "after"] == pytest.approx(50.0)
-
-
-def test_seeds_with_different_tasks_have_no_mean() -> None:
-    runs = [*RUNS[:2], result("dense", 9.0, 9.0, task="cola", seed=1)]
-    assert mean_drops(drops([*runs, result("svd", 1.0, 1.0, task="cola", seed=1)])) == []
 
 
 def test_lead_of_each_task_is_counted_seed_by_seed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -10,6 +11,8 @@ from kflats.glue.drops import Drop
 
 Line = tuple[str, float, str]
 """Method, compression and stage."""
+Values = dict[str, dict[int, float]]
+"""A number for each task and seed."""
 REFERENCE = "svd"
 
 
@@ -22,13 +25,12 @@ class MeanDrop:
     method, compression, stage : as in :class:`kflats.glue.drops.Drop`
         Which line.
     mean, spread : float
-        Mean over seeds, and standard deviation of the means of single seeds; the spread of one
-        seed is None.
+        See :func:`over_tasks`.
     lead : (float, float or None) or None
-        How much less than SVD it lost, seed by seed on the same dense models: mean and standard
-        deviation of the differences. None for SVD, and without SVD on the same tasks.
-    tasks, seeds : tuples
-        What the mean is over.
+        How much less than SVD it lost, seed by seed on the same dense models, as mean and spread.
+        None for SVD, and without SVD on the same tasks.
+    tasks : dict of str to int
+        What the mean is over: the learnt tasks with their numbers of seeds.
     """
 
     method: str
@@ -37,8 +39,7 @@ class MeanDrop:
     mean: float
     spread: float | None
     lead: tuple[float, float | None] | None = None
-    tasks: tuple[str, ...]
-    seeds: tuple[int, ...]
+    tasks: dict[str, int]
 
 
 def learnt_tasks(found: Iterable[Drop]) -> set[str]:
@@ -57,54 +58,51 @@ def learnt_tasks(found: Iterable[Drop]) -> set[str]:
 
 
 def mean_drops(found: Iterable[Drop]) -> list[MeanDrop]:
-    """Return the mean over the learnt tasks for each method, compression and stage.
-
-    A seed counts if it has every task that any seed of that line has, so that means are over the
-    same tasks; a line without such a seed has no mean.
-    """
+    """Return the mean over the learnt tasks for each method, compression and stage."""
     found = list(found)
     learnt = learnt_tasks(found)
-    lines: dict[Line, dict[int, dict[str, float]]] = {}
+    lines: dict[Line, Values] = {}
     for drop in found:
         if drop.task in learnt and drop.dense > 0:
-            seeds = lines.setdefault((drop.method, drop.compression, drop.stage), {})
-            seeds.setdefault(drop.seed, {})[drop.task] = drop.percent
-    means = {line: _by_seed(seeds) for line, seeds in sorted(lines.items())}
+            tasks = lines.setdefault((drop.method, drop.compression, drop.stage), {})
+            tasks.setdefault(drop.task, {})[drop.seed] = drop.percent
     return [
-        _mean(line, tasks, by_seed, means.get((REFERENCE, *line[1:]), ((), {})))
-        for line, (tasks, by_seed) in means.items()
-        if by_seed
+        _mean(line, values, lines.get((REFERENCE, *line[1:]), {}))
+        for line, values in sorted(lines.items())
     ]
 
 
-def _by_seed(seeds: dict[int, dict[str, float]]) -> tuple[tuple[str, ...], dict[int, float]]:
-    """Return the tasks, and the mean over them for each seed that has them all."""
-    tasks = tuple(sorted({task for each in seeds.values() for task in each}))
-    whole = {seed: each for seed, each in seeds.items() if len(each) == len(tasks)}
-    return tasks, {seed: fmean(whole[seed].values()) for seed in sorted(whole)}
-
-
-def _mean(
-    line: Line,
-    tasks: tuple[str, ...],
-    means: dict[int, float],
-    reference: tuple[tuple[str, ...], dict[int, float]],
-) -> MeanDrop:
+def _mean(line: Line, values: Values, reference: Values) -> MeanDrop:
     method, compression, stage = line
-    comparable = method != REFERENCE and reference[0] == tasks
-    common = sorted(means.keys() & reference[1].keys()) if comparable else []
-    leads = [reference[1][seed] - means[seed] for seed in common]
-    mean, spread = mean_and_spread(list(means.values()))
+    mean, spread = over_tasks([list(seeds.values()) for seeds in values.values()])
+    leads = [
+        [reference[task][seed] - value for seed, value in seeds.items() if seed in reference[task]]
+        for task, seeds in values.items()
+        if task in reference
+    ]
+    comparable = method != REFERENCE and len(leads) == len(values) and all(leads)
     return MeanDrop(
         method=method,
         compression=compression,
         stage=stage,
         mean=mean,
         spread=spread,
-        lead=mean_and_spread(leads) if leads else None,
-        tasks=tasks,
-        seeds=tuple(means),
+        lead=over_tasks(leads) if comparable else None,
+        tasks={task: len(values[task]) for task in sorted(values)},
     )
+
+
+def over_tasks(values: Sequence[Sequence[float]]) -> tuple[float, float | None]:
+    """Return the mean over tasks of the means over seeds, and its spread.
+
+    The spread is the standard deviation that the mean over tasks has from one seed to the next. A
+    seed means nothing from task to task, so the variances of the tasks add up, and tasks need not
+    have the same seeds; a task with one seed leaves no spread.
+    """
+    means, spreads = zip(*map(mean_and_spread, values), strict=True)
+    known = [spread**2 for spread in spreads if spread is not None]
+    spread = math.sqrt(sum(known)) / len(values) if len(known) == len(values) else None
+    return fmean(means), spread
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:

@@ -24,9 +24,14 @@ def mean_table(means: list[MeanDrop]) -> tuple[Row, list[Row]]:
     rows = []
     for (compression, method), stages in _lines(means):
         cells = [_words((each.mean, each.spread)) if each else "" for each in stages]
-        over = [f"{len(each.tasks)} x {len(each.seeds)}" for each in stages if each]
+        over = [_counts(each.tasks) for each in stages if each]
         rows.append([method, f"{compression:.0%}", *cells, " / ".join(dict.fromkeys(over))])
     return head, rows
+
+
+def _counts(tasks: dict[str, int]) -> str:
+    seeds = sorted({min(tasks.values()), max(tasks.values())})
+    return f"{len(tasks)} x {' to '.join(map(str, seeds))}"
 
 
 def lead_table(means: list[MeanDrop]) -> tuple[Row, list[Row]]:
@@ -138,7 +143,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
         f"# {model} on GLUE",
         "Relative drops of the plotted metric on the validation split, in per cent of the dense "
         "model, which got the same extra epochs; negative is a gain. ± is the standard deviation "
-        "over seeds of the mean over tasks. The ensemble takes, for each task and seed, the number "
+        "from one seed to the next. The ensemble takes, for each task and seed, the number "
         "of clusters with the best training score. A task on which the dense models, all seeds "
         "together, are no better than the majority baseline is shown, but left out of the means.",
         "## Dense models",
@@ -150,8 +155,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
     if leads:
         parts += [
             "## How much less than SVD is lost",
-            "Percentage points, seed by seed on the same dense models; ± is the standard deviation "
-            "over seeds.",
+            "Percentage points, seed by seed on the same dense models.",
             _markdown(head, leads),
             _markdown(*task_lead_table(found)),
         ]
