@@ -8,6 +8,8 @@ from torch import nn
 
 from kflats import CompressionConfig, compress_
 from kflats.planning.candidates import Candidates
+from kflats.planning.plain import plain_config
+from kflats.quantization.codebooks import WIDTHS
 from tests.conftest import spectral_table
 
 EXACT = (0, 5)
@@ -42,3 +44,15 @@ def test_errors_of_codes_count_as_they_are_with_weights_and_by_length_without() 
     weights = torch.ones(3)
     assert CompressionConfig(compression=0.4, sample_weight=weights).relative_power == 1.0
     assert CompressionConfig(compression=0.4).relative_power == 0.0
+
+
+@pytest.mark.parametrize("target", [1200, 3000, 5000, 9000])
+def test_plain_integers_have_the_bits_of_their_name(target: int) -> None:
+    table = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
+    asked = CompressionConfig(target_bytes=target, method="codes")
+    found = [each for each in Candidates(table, asked).at(target) if each.name.startswith("int")]
+    (plain,) = found
+    bits = int(plain.name[3])
+    sizes = {each: plain_config(asked, table, each).code_bytes(4800) for each in WIDTHS}
+    assert bits == max(b for b, size in sizes.items() if size <= target)
+    assert plain.num_bytes == sizes[bits]

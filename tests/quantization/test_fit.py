@@ -333,6 +333,24 @@ def test_plain_rungs_have_one_width() -> None:
     assert [row_bytes(runs) for runs in found] == [0, 2, 3, 4, 4, 5, 6, 6]
 
 
+@pytest.mark.parametrize("width", [1, 4, 8])
+def test_width_gives_every_coefficient_of_every_row_so_many_bits(width: int) -> None:
+    table = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
+    weights = torch.linspace(1, 0.01, 300)
+    settings = CodeSettings(rotated=False, width=width)
+    codes = code_table(table, 20_000, sample_weight=weights, settings=settings)
+    assert codes.shape.runs == (((width, 16),),)
+    assert code_table(table, codes.num_bytes, settings=settings).num_bytes == codes.num_bytes
+    with pytest.raises(BudgetError, match=f"{width} bits everywhere take {codes.num_bytes:,} byt"):
+        code_table(table, codes.num_bytes - 1, settings=settings)
+
+
+def test_width_is_of_columns_and_a_width_of_codes() -> None:
+    for width, rotated in ((4, True), (7, False)):
+        with pytest.raises(InputError, match=r"give one of \(1, 2, 3, 4, 5, 6, 8\), and rotated"):
+            CodeSettings(width=width, rotated=rotated)
+
+
 def test_the_assignment_is_the_best_of_all() -> None:
     errors = torch.tensor([[9.0, 4.0, 1.0], [5.0, 1.0, 0.0], [2.0, 1.5, 1.4]])
     sizes = torch.tensor([0.0, 2.0, 4.0])

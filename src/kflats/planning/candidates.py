@@ -14,10 +14,10 @@ from kflats.config import CompressionConfig
 from kflats.errors import BudgetError, MissingExtraError
 from kflats.factors.fit import factorize, row_weights
 from kflats.linalg import squared_relative_error
+from kflats.planning.plain import plain_config
 from kflats.planning.vectors import product_quantized, residual_quantized
 from kflats.quantization.codebooks import WIDTHS
 from kflats.quantization.fit import code_table
-from kflats.quantization.packing import packed_bytes
 from kflats.quantization.search import fit_codes
 from kflats.quantization.settings import CodeSettings
 
@@ -97,21 +97,12 @@ class Candidates:
 
     def _plain(self, target_bytes: int) -> Iterator[Candidate]:
         """Yield the same bits for all rows: plain intN with fitted levels, no weights."""
-        n, d = self.weight.shape
         for bits in reversed(WIDTHS):
-            config = replace(
-                self._sized(n * (1 + packed_bytes(d, bits)) + 16 * d + 4096),
-                sample_weight=None,
-                relative=0.0,
-                exact_ids=(),
-                options={"rotated": False, "max_rungs": 1},
-            )
-            if n * (1 + packed_bytes(d, bits)) + 10 * d > target_bytes:
-                continue
-            codes = code_table(
-                self.weight, config.code_bytes(n * d), settings=CodeSettings(**config.options)
-            )
-            if codes.num_bytes <= target_bytes:
+            config = plain_config(self.config, self.weight, bits)
+            size = config.code_bytes(self.weight.numel())
+            if size <= target_bytes:
+                settings = CodeSettings(**config.options)
+                codes = code_table(self.weight, size, settings=settings)
                 table = codes.table().to(self.weight.dtype)
                 yield self._candidate(f"int{bits}, fitted levels", table, codes.num_bytes, config)
                 return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kflats.errors import InputError
+from kflats.errors import BudgetError, InputError
 from kflats.linalg import check_table, squared_relative_error
 from kflats.quantization.axes import Axes
 from kflats.quantization.build import build_codes
@@ -43,7 +43,8 @@ def code_table(
     Raises
     ------
     BudgetError
-        If no code is that small; it says how small the smallest is.
+        If no code is that small, or not the one of ``settings.width``; it says how small the
+        smallest is.
     InputError
         If the table or the weights cannot be used.
 
@@ -74,6 +75,13 @@ def code_table(
     around = Surroundings(len(rows), kept, table.dtype)
     codes = build_codes(axes, choose_rungs(axes, target_bytes, around), free, kept, table.dtype)
     slack = target_bytes - codes.num_bytes
+    if chosen.width is not None:
+        if slack < 0:
+            raise BudgetError(
+                f"{chosen.width} bits everywhere take {codes.num_bytes:,} bytes, {target_bytes:,} "
+                "are allowed."
+            )
+        return codes
     if slack <= _SLACK * target_bytes:
         return codes
     # What is stored beside the records was bounded from above; spend what that left over.

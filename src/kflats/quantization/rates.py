@@ -63,6 +63,8 @@ def choose_rungs(
         If no choice is that small; it says how small the smallest is.
     """
     settings = axes.settings
+    if settings.width is not None:
+        return _of_one_width(axes, settings.width)
     ladders = [rungs(v, shaped=settings.rotated, kind=settings.levels) for v in axes.variances]
     longest = max(map(len, ladders))
     errors, sizes = _costs(axes, ladders)
@@ -88,6 +90,11 @@ def choose_rungs(
         for number in torch.unique(own[axes.labels == basis]).tolist():
             groups.append((basis, each[number], (axes.labels == basis) & (own == number)))
     return groups
+
+
+def _of_one_width(axes: Axes, width: int) -> list[tuple[int, Runs, Tensor]]:
+    runs = ((width, axes.rows.shape[1]),)
+    return [(basis, runs, axes.labels == basis) for basis in axes.labels.unique().tolist()]
 
 
 def _rank(ladder: list[Runs]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kflats.errors import InputError
-from kflats.quantization.codebooks import LEVELS
+from kflats.quantization.codebooks import LEVELS, WIDTHS
 from kflats.quantization.shape import BASIS_DTYPES
 
 
@@ -26,6 +26,9 @@ class CodeSettings:
         Of the numbers in bases and means.
     max_rungs : int
         Most different rates of rows.
+    width : int or None
+        Bits of every coefficient of every row, as plain integers have; for columns only. None
+        gives bits where they pay.
     random_state : int
         Seed of the clustering.
     """
@@ -35,6 +38,7 @@ class CodeSettings:
     levels: str = "lloyd-max"
     basis_bits: int = 8
     max_rungs: int = 6
+    width: int | None = None
     random_state: int = 0
 
     def __post_init__(self) -> None:
@@ -42,6 +46,11 @@ class CodeSettings:
             raise InputError(f"n_clusters={self.n_clusters} must be at least 1.")
         if self.max_rungs < 1:
             raise InputError(f"max_rungs={self.max_rungs} must be at least 1.")
+        if self.width is not None and (self.rotated or self.width not in WIDTHS):
+            raise InputError(
+                f"width={self.width} with rotated={self.rotated}: give one of {WIDTHS}, and "
+                "rotated=False."
+            )
         if self.levels not in LEVELS:
             raise InputError(f"levels={self.levels!r} must be one of {LEVELS}.")
         if self.basis_bits not in BASIS_DTYPES:
