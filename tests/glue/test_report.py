@@ -17,6 +17,8 @@ from kflats.glue.page import write_page
 from kflats.glue.store import check_alike
 from kflats.glue.tables import markdown
 
+TABLE = {"bytes_before": 2_000_000, "bytes_after": 1_230_000}
+
 
 def result(
     method: str, before: float, after: float, *, task: str = "rte", seed: int = 0, k: int = 1,
@@ -34,6 +36,7 @@ def result(
         "train_after": {metric: train},
         "majority": {"validation": {metric: 30.0 if task == "rte" else 0.0}},
         "official_data": True,
+        "table": None if method == "dense" else TABLE,
     }
 
 
@@ -92,7 +95,7 @@ def test_task_with_more_seeds_does_not_bend_the_mean() -> None:
     (after,) = [each for each in mean_drops(drops(runs)) if each.stage == "after"]
     assert after.mean == pytest.approx(30.0)
     assert (after.tasks, after.spread) == ({"cola": 1, "rte": 2}, None)
-    assert "| svd | 40% | 30.00 | 30.00 | 2 x 1 to 2 |" in markdown(runs)
+    assert "| svd | 40% | 1.23 | 30.00 | 30.00 | 2 x 1 to 2 |" in markdown(runs)
 
 
 def test_task_where_the_dense_model_scores_nothing_is_left_out() -> None:
@@ -153,7 +156,7 @@ def test_compressed_run_without_its_dense_one_is_named_and_left_out() -> None:
     failed = {"cell": RUNS[0]["cell"] | {"seed": 7}, "status": "failed", "error": "out of memory"}
     text = markdown([*RUNS, failed, result("svd", 1.0, 1.0, seed=7)])
     assert "no finished dense run, so no drop: rte, seed 7." in text
-    assert "| svd | 40% | 25.00 | 10.00 | 1 x 1 |" in text
+    assert "| svd | 40% | 1.23 | 25.00 | 10.00 | 1 x 1 |" in text
     assert "no drop" not in markdown(RUNS)
 
 
@@ -162,6 +165,17 @@ def test_methods_have_ensembles_of_their_own() -> None:
     means = {(each.method, each.stage): each.mean for each in mean_drops(drops([*RUNS, *others]))}
     assert means["ensemble of projective", "after"] == pytest.approx(2.0)
     assert means["ensemble of messi", "after"] == pytest.approx(50.0)
+
+
+def test_integers_stand_last_with_their_bytes_and_are_in_no_ensemble() -> None:
+    plain = result("int", 80.0, 90.0, compression=0.875)
+    plain["table"] = {"bytes_before": 2_000_000, "bytes_after": 250_000}
+    text = markdown([*RUNS, plain, result("codes", 8.0, 9.0, compression=0.4)])
+    assert "| int4 | 87.5% | 0.25 | 0.00 | 0.00 | 1 x 1 |" in text
+    assert "The dense table has 2.00 MB" in text
+    lines = re.findall(r"^\| ([^|]+) \| [\d.]+% \|.* x 1 \|$", text, flags=re.MULTILINE)
+    assert lines[-3:] == [ENSEMBLE, "codes of 19.2 bits", "int4"]
+    assert "ensemble of" not in text
 
 
 def test_lead_of_each_task_is_counted_seed_by_seed() -> None:
@@ -177,7 +191,7 @@ def test_failed_runs_are_in_the_report_and_not_in_the_means() -> None:
     failed = {"cell": RUNS[1]["cell"] | {"seed": 9}, "status": "failed", "error": "out of memory"}
     text = markdown([*RUNS, failed])
     assert "out of memory" in text
-    assert "| svd | 40% | 25.00 | 10.00 | 1 x 1 |" in text
+    assert "| svd | 40% | 1.23 | 25.00 | 10.00 | 1 x 1 |" in text
 
 
 def test_paper_is_beside_its_own_models_only() -> None:

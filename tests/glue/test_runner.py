@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from kflats.errors import InputError
-from kflats.glue import protocol
+from kflats.glue import compressed, protocol
 from kflats.glue.runner import run_sweep
 from kflats.glue.settings import Cell, Sweep
 from kflats.glue.store import read_results
@@ -154,13 +154,13 @@ def test_failed_run_is_recorded_and_tried_again(
         return right(model, settings)
 
     sweep = Sweep.from_toml(config, tasks=["rte"])
-    monkeypatch.setattr(protocol, "compress_", out_of_memory)
+    monkeypatch.setattr(compressed, "compress_", out_of_memory)
     outcome = run_sweep(sweep, tmp_path / "results")
     assert (outcome.done, outcome.failed) == (6, 1)
     path = tmp_path / "results/runs/rte-seed0-projective-k3-c60.json"
     assert "OutOfMemoryError: CUDA out of memory" in json.loads(path.read_text())["error"]
     assert "CUDA out of memory" in markdown(read_results(tmp_path / "results"))
-    monkeypatch.setattr(protocol, "compress_", right)
+    monkeypatch.setattr(compressed, "compress_", right)
     again = run_sweep(sweep, tmp_path / "results")
     assert (again.done, again.skipped, again.failed) == (1, 6, 0)
 

@@ -75,6 +75,17 @@ def test_cells_are_the_product_with_dense_first(tmp_path: Path) -> None:
         ("[training.cola]\ntrain_limit = 0", "train_limit=0 must be a whole number"),
         ('methods = "svd"', r"methods='svd' must be a list: \['svd'\]"),
         ("model", "cannot be read as TOML"),
+        (
+            "bits = [4]",
+            r"bits are the sizes of the methods 'int' and 'codes'; give both or neither",
+        ),
+        ('methods = ["svd", "int"]', r"with bits=\[\]: bits are the sizes"),
+        (
+            'methods = ["int"]\nbits = [7]',
+            r"bits=7: method 'int' has one of \(1, 2, 3",
+        ),
+        ('methods = ["codes"]\nbits = [0]', "bits=0 must be above 0 and below 32"),
+        ('methods = ["codes"]\nbits = ["4"]', "bits='4' must be a number"),
         ("seeds = 3", r"seeds=3 must be a list: \[3\]"),
     ],
 )
@@ -87,6 +98,23 @@ def test_runs_of_near_compressions_have_files_of_their_own(tmp_path: Path) -> No
     found = sweep(tmp_path, "compressions = [0.42, 0.425, 0.05]\nn_clusters = [3]\nseeds = [0]\n")
     names = [cell.name for cell in found.cells() if cell.method == "svd" and cell.task == "rte"]
     assert [name.rsplit("-", 1)[1] for name in names] == ["c42", "c42.5", "c5"]
+
+
+def test_integers_and_codes_have_the_sizes_of_bits(tmp_path: Path) -> None:
+    text = 'methods = ["svd", "int", "codes"]\nbits = [4, 1]\ncompressions = [0.4]\nseeds = [0]\n'
+    cells = [cell for cell in sweep(tmp_path, text).cells() if cell.task == "rte"][1:]
+    assert [cell.name.removeprefix("rte-seed0-") for cell in cells] == [
+        "svd-k1-c40", "int-b4", "int-b1", "codes-b4", "codes-b1"
+    ]  # fmt: skip
+    assert [cell.label for cell in cells][1:] == [
+        "int4",
+        "int1",
+        "codes of 4 bits",
+        "codes of 1 bit",
+    ]
+    assert [cell.compression for cell in cells] == [0.4, 0.875, 0.96875, 0.875, 0.96875]
+    fine = sweep(tmp_path, 'methods = ["codes"]\nbits = [1.088]\n').cells()[1]
+    assert (fine.bits, fine.name) == (1.088, "rte-seed0-codes-b1.088")
 
 
 def test_shipped_config_is_not_taken_for_a_mistyped_path(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from kflats.glue.settings import BY_BITS, Cell
 from kflats.glue.tasks import TASKS
 
 STAGES = {"before": "without fine-tuning", "after": "with fine-tuning"}
@@ -22,12 +23,15 @@ class Drop:
     task, seed, compression : as in :class:`kflats.glue.settings.Cell`
         Which run.
     method : str
-        'svd', 'projective k = 3', ..., or 'ensemble', with several methods 'ensemble of ...'.
+        'svd', 'projective k = 3', 'int4', ..., or 'ensemble', with several methods 'ensemble of
+        ...'.
     stage : {'before', 'after'}
         Before or after the extra epochs.
     score, dense, majority : float
         The plotted metric times 100, of the run, of the dense model at the same stage, and of
         always giving the most frequent answer.
+    num_bytes : int
+        Of the compressed table.
     """
 
     task: str
@@ -38,6 +42,7 @@ class Drop:
     score: float
     dense: float
     majority: float
+    num_bytes: int
 
     @property
     def percent(self) -> float:
@@ -54,15 +59,9 @@ def plotted_score(result: dict[str, Any], stage: str) -> float:
     return float(result[stage][task.validation[0]][task.plotted])
 
 
-def reading_order(method: str) -> tuple[bool, bool, str]:
-    """Return what sorts methods for tables and legends: SVD first, the ensemble last."""
-    return method != "svd", method.startswith(ENSEMBLE), method
-
-
-def method_name(cell: dict[str, Any]) -> str:
-    """Return 'svd', or the method with its number of clusters."""
-    method = str(cell["method"])
-    return method if method == "svd" else f"{method} k = {cell['n_clusters']}"
+def reading_order(method: str) -> tuple[bool, bool, bool, str]:
+    """Return what sorts methods: SVD, the other factors, their ensemble, integers and codes."""
+    return method != "svd", method.startswith(BY_BITS), method.startswith(ENSEMBLE), method
 
 
 def drops(results: Iterable[dict[str, Any]]) -> list[Drop]:
@@ -81,8 +80,8 @@ def drops(results: Iterable[dict[str, Any]]) -> list[Drop]:
         if _key(cell) not in dense:
             continue
         reference = dense[_key(cell)]
-        found += [_drop(each, reference, method_name(cell), stage) for stage in STAGES]
-        if cell["method"] != "svd":
+        found += [_drop(each, reference, Cell(**cell).label, stage) for stage in STAGES]
+        if cell["method"] not in ("svd", *BY_BITS):
             groups.setdefault((*_key(cell), cell["compression"], cell["method"]), []).append(each)
     several = len({method for *_, method in groups}) > 1
     for (task, seed, _, method), runs in groups.items():
@@ -115,6 +114,7 @@ def _drop(run: dict[str, Any], dense: dict[str, Any], method: str, stage: str) -
         score=plotted_score(run, stage),
         dense=plotted_score(dense, stage),
         majority=float(dense["majority"][task.validation[0]][task.plotted]),
+        num_bytes=run["table"]["bytes_after"],
     )
 
 

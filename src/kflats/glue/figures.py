@@ -54,7 +54,7 @@ def draw_figures(found: list[Drop], folder: Path) -> list[Path]:
                 panel,
                 {name: (line.sizes, line.means) for name, line in lines.items()},
                 title=f"{task}, {words}",
-                x_label="parameters of the table removed, %",
+                x_label="removed from the table, %",
                 y_label="relative drop, %",
                 rings=[name for name in lines if name.startswith(ENSEMBLE)],
                 spreads={name: line.spreads for name, line in lines.items() if any(line.spreads)},

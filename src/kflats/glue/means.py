@@ -29,6 +29,8 @@ class MeanDrop:
     lead : (float, float or None) or None
         How much less than SVD it lost, seed by seed on the same dense models, as mean and spread.
         None for SVD, and without SVD on the same tasks.
+    num_bytes : float
+        Of the compressed table, on average.
     tasks : dict of str to int
         What the mean is over: the learnt tasks with their numbers of seeds.
     """
@@ -39,6 +41,7 @@ class MeanDrop:
     mean: float
     spread: float | None
     lead: tuple[float, float | None] | None = None
+    num_bytes: float
     tasks: dict[str, int]
 
 
@@ -62,17 +65,19 @@ def mean_drops(found: Iterable[Drop]) -> list[MeanDrop]:
     found = list(found)
     learnt = learnt_tasks(found)
     lines: dict[Line, Values] = {}
+    sizes: dict[Line, list[int]] = {}
     for drop in found:
         if drop.task in learnt and drop.dense > 0:
-            tasks = lines.setdefault((drop.method, drop.compression, drop.stage), {})
-            tasks.setdefault(drop.task, {})[drop.seed] = drop.percent
+            line = (drop.method, drop.compression, drop.stage)
+            lines.setdefault(line, {}).setdefault(drop.task, {})[drop.seed] = drop.percent
+            sizes.setdefault(line, []).append(drop.num_bytes)
     return [
-        _mean(line, values, lines.get((REFERENCE, *line[1:]), {}))
+        _mean(line, values, lines.get((REFERENCE, *line[1:]), {}), fmean(sizes[line]))
         for line, values in sorted(lines.items())
     ]
 
 
-def _mean(line: Line, values: Values, reference: Values) -> MeanDrop:
+def _mean(line: Line, values: Values, reference: Values, num_bytes: float) -> MeanDrop:
     method, compression, stage = line
     mean, spread = over_tasks([list(seeds.values()) for seeds in values.values()])
     leads = [
@@ -88,6 +93,7 @@ def _mean(line: Line, values: Values, reference: Values) -> MeanDrop:
         mean=mean,
         spread=spread,
         lead=over_tasks(leads) if comparable else None,
+        num_bytes=num_bytes,
         tasks={task: len(values[task]) for task in sorted(values)},
     )
 

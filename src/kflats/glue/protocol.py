@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kflats.compress import compress_
-from kflats.config import CompressionConfig
 from kflats.errors import CheckpointError, InputError
+from kflats.glue.compressed import compress_table, trainable_table
 from kflats.glue.data import TaskData
 from kflats.glue.metrics import majority_scores, scores
 from kflats.glue.settings import Cell, Sweep, Training
@@ -78,15 +77,10 @@ def run_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         table = None
     else:
         work = Work(experiment, cell, load_dense(experiment.checkpoint(cell)))
-        config = CompressionConfig(
-            compression=cell.compression,
-            n_clusters=cell.n_clusters,
-            method=cell.method,
-            random_state=cell.seed,
-        )
-        table = compress_(work.model, config).tables[0].to_dict()
+        table = compress_table(work.model, cell)
     before, train_before = work.scores(), work.train_scores()
-    work.train(training.extra_epochs, training.extra_learning_rate)
+    with trainable_table(work.model, cell, lambda: load_dense(experiment.checkpoint(cell))):
+        work.train(training.extra_epochs, training.extra_learning_rate)
     return {
         "before": before,
         "after": work.scores(),

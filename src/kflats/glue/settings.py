@@ -13,10 +13,14 @@ from kflats.errors import InputError
 from kflats.glue.names import nearest
 from kflats.glue.tasks import find_task
 from kflats.glue.toml_files import find, merged, read, shipped
+from kflats.quantization.codebooks import WIDTHS
 
-METHODS = ("svd", "projective", "messi", "flats")
+BY_BITS = ("int", "codes")
+"""Methods whose size is in bits: plain integers, and codes with bits where they pay."""
+METHODS = ("svd", "projective", "messi", "flats", *BY_BITS)
 PRECISIONS = ("no", "bf16", "fp16")
-_LISTS = ("tasks", "methods", "compressions", "n_clusters", "seeds")
+_FLOAT_BITS = 32
+_LISTS = ("tasks", "methods", "compressions", "n_clusters", "bits", "seeds")
 _AT_LEAST = {
     "epochs": 0,
     "extra_epochs": 0,
@@ -78,7 +82,8 @@ class Cell:
     """One run of a sweep.
 
     A dense run (``method`` 'dense', nothing removed) trains the model that the compressed runs of
-    its task and seed start from.
+    its task and seed start from. ``compression`` is the share of the table that is removed: of its
+    parameters, or with the methods :data:`BY_BITS` of its bits in float32.
     """
 
     task: str
@@ -88,11 +93,26 @@ class Cell:
     n_clusters: int = 1
 
     @property
+    def bits(self) -> float:
+        """Bits per parameter of the dense table that are left."""
+        return round(_FLOAT_BITS * (1 - self.compression), 6)
+
+    @property
+    def label(self) -> str:
+        """The method in tables and figures: 'svd', 'projective k = 3', 'int4'."""
+        if self.method in BY_BITS:
+            words = f"codes of {self.bits:g} {'bit' if self.bits == 1 else 'bits'}"
+            return f"int{self.bits:g}" if self.method == "int" else words
+        return self.method if self.method == "svd" else f"{self.method} k = {self.n_clusters}"
+
+    @property
     def name(self) -> str:
         """File name of the result, without its end."""
         base = f"{self.task}-seed{self.seed}"
         if self.method == "dense":
             return f"{base}-dense"
+        if self.method in BY_BITS:
+            return f"{base}-{self.method}-b{self.bits:g}"
         return f"{base}-{self.method}-k{self.n_clusters}-c{100 * self.compression:g}"
 
     @property
@@ -113,6 +133,8 @@ class Sweep:
         Hub name or folder, see :func:`kflats.glue.data.load_data`.
     tasks, methods, compressions, n_clusters, seeds : tuples
         Their product is swept; 'svd' has one cluster.
+    bits : tuple of float
+        Sizes of the methods 'int' (whole bits) and 'codes', in place of ``compressions``.
     training : Training
         For every task.
     task_training : dict
@@ -125,6 +147,7 @@ class Sweep:
     methods: tuple[str, ...] = ("svd", "projective")
     compressions: tuple[float, ...] = (0.4,)
     n_clusters: tuple[int, ...] = (3, 5)
+    bits: tuple[float, ...] = ()
     seeds: tuple[int, ...] = (0,)
     training: Training = field(default_factory=Training)
     task_training: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -136,6 +159,7 @@ class Sweep:
             if method not in METHODS:
                 raise InputError(f"there is no method {method!r}; {nearest(method, METHODS)}")
         self._check_numbers()
+        self._check_bits()
         for task in self.task_training:
             self.training_of(task)
 
@@ -152,6 +176,20 @@ class Sweep:
             if len(set(values)) < len(values):
                 raise InputError(f"{name}={list(values)} has an entry twice: remove one.")
 
+    def _check_bits(self) -> None:
+        wanted = [method for method in self.methods if method in BY_BITS]
+        if bool(self.bits) != bool(wanted):
+            raise InputError(
+                f"methods={list(self.methods)} with bits={list(self.bits)}: bits are the sizes of "
+                "the methods 'int' and 'codes'; give both or neither."
+            )
+        for value in self.bits:
+            check_number("bits", value, (int, float), 0)
+            if not 0 < value < _FLOAT_BITS:
+                raise InputError(f"bits={value} must be above 0 and below {_FLOAT_BITS}.")
+            if "int" in wanted and value not in WIDTHS:
+                raise InputError(f"bits={value}: method 'int' has one of {WIDTHS}.")
+
     def training_of(self, task: str) -> Training:
         """Return the training settings of a task."""
         changes = self.task_training.get(task, {})
@@ -165,13 +203,18 @@ class Sweep:
             for task in self.tasks:
                 found.append(Cell(task=task, seed=seed))
                 for method in self.methods:
-                    clusters = (1,) if method == "svd" else self.n_clusters
                     found += [
                         Cell(task=task, seed=seed, method=method, compression=c, n_clusters=k)
-                        for c in self.compressions
-                        for k in clusters
+                        for c, k in self._sizes(method)
                     ]
         return found
+
+    def _sizes(self, method: str) -> list[tuple[float, int]]:
+        """Return the compressions and numbers of clusters of a method."""
+        if method in BY_BITS:
+            return [(1 - bits / _FLOAT_BITS, 1) for bits in self.bits]
+        clusters = (1,) if method == "svd" else self.n_clusters
+        return [(compression, k) for compression in self.compressions for k in clusters]
 
     def digest(self, cell: Cell, data_digest: str) -> str:
         """Return what identifies a run: everything its numbers depend on."""

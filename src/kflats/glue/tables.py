@@ -18,14 +18,17 @@ def mean_table(means: list[MeanDrop]) -> tuple[Row, list[Row]]:
     head = [
         "method",
         "removed",
+        "table, MB",
         *(f"drop {words}, %" for words in STAGES.values()),
         "tasks x seeds",
     ]
     rows = []
     for (compression, method), stages in _lines(means):
         cells = [_words((each.mean, each.spread)) if each else "" for each in stages]
-        over = [_counts(each.tasks) for each in stages if each]
-        rows.append([method, f"{compression:.0%}", *cells, " / ".join(dict.fromkeys(over))])
+        known = [each for each in stages if each]
+        over = " / ".join(dict.fromkeys(_counts(each.tasks) for each in known))
+        size = f"{known[0].num_bytes / 1e6:.2f}"
+        rows.append([method, _share(compression), size, *cells, over])
     return head, rows
 
 
@@ -41,7 +44,7 @@ def lead_table(means: list[MeanDrop]) -> tuple[Row, list[Row]]:
     for (compression, method), stages in _lines(means):
         cells = [_words(each.lead) if each and each.lead else "" for each in stages]
         if any(cells):
-            rows.append([method, f"{compression:.0%}", *cells])
+            rows.append([method, _share(compression), *cells])
     return head, rows
 
 
@@ -50,6 +53,10 @@ def _lines(means: list[MeanDrop]) -> list[tuple[tuple[float, str], list[MeanDrop
     found = {(each.compression, each.method, each.stage): each for each in means}
     lines = sorted({key[:2] for key in found}, key=lambda line: (line[0], reading_order(line[1])))
     return [(line, [found.get((*line, stage)) for stage in STAGES]) for line in lines]
+
+
+def _share(compression: float) -> str:
+    return f"{100 * compression:.3g}%"
 
 
 def _words(values: tuple[float, float | None]) -> str:
@@ -113,13 +120,23 @@ def _by_task(values: list[tuple[Drop, float]]) -> tuple[Row, list[Row]]:
     for stage, compression, method in sorted(groups, key=_task_order):
         line = groups[stage, compression, method]
         cells = [_words(mean_and_spread(line[task])) if task in line else "" for task in tasks]
-        rows.append([STAGES[stage], method, f"{compression:.0%}", *cells])
+        rows.append([STAGES[stage], method, _share(compression), *cells])
     return head, rows
 
 
 def _task_order(line: tuple[str, float, str]) -> tuple[object, ...]:
     stage, compression, method = line
     return list(STAGES).index(stage), compression, reading_order(method)
+
+
+def _sizes(results: list[dict[str, Any]]) -> list[str]:
+    """Return a sentence about the bytes of the dense table, if a run has replaced it."""
+    tables = [each["table"] for each in results if each.get("table")]
+    if not tables:
+        return []
+    size = tables[0]["bytes_before"] / 1e6
+    shares = "What is removed is a share of the parameters, of int and codes one of the bytes."
+    return [f"The dense table has {size:.2f} MB, labels and code books count. {shares}"]
 
 
 def failures(results: list[dict[str, Any]]) -> list[str]:
@@ -149,6 +166,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
         "## Dense models",
         _markdown(*dense_table(results)),
         "## Mean drop over tasks",
+        *_sizes(results),
         _markdown(*mean_table(means)),
     ]
     head, leads = lead_table(means)
@@ -162,8 +180,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
     reported = reported_for(model)
     if reported:
         rows = [
-            [each.method, f"{each.compression:.0%}", f"{each.bound}{each.drop}"]
-            for each in reported
+            [each.method, _share(each.compression), f"{each.bound}{each.drop}"] for each in reported
         ]
         parts += ["## The paper, nine tasks", _markdown(["method", "removed", "drop, %"], rows)]
     parts += ["## Drop per task", _markdown(*task_table(found))]
