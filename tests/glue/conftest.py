@@ -50,10 +50,11 @@ def write_task(folder: Path, task: str, columns: tuple[str, ...], n: int, **chan
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made-up RTE, STS-B and CoLA."""
+    """Made-up RTE, STS-B, WNLI and CoLA."""
     folder = tmp_path_factory.mktemp("glue")
     write_task(folder, "rte", ("sentence1", "sentence2"), 60)
     write_task(folder, "stsb", ("sentence1", "sentence2"), 60)
+    write_task(folder, "wnli", ("sentence1", "sentence2"), 60)
     write_task(folder, "cola", ("sentence",), 40)
     return folder
 

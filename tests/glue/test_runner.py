@@ -55,6 +55,15 @@ def test_every_run_leaves_scores_and_provenance(finished: tuple[Path, Path]) -> 
             assert each["table"]["n_clusters"] == each["cell"]["n_clusters"]
 
 
+@pytest.mark.usefixtures("minilm_path")
+def test_shipped_smoke_config_runs(data: Path, tmp_path: Path) -> None:
+    sweep = Sweep.from_toml("smoke", data=str(data))
+    outcome = run_sweep(sweep, tmp_path / "results")
+    assert (outcome.done, outcome.failed) == (len(sweep.cells()), 0)
+    for each in read_results(tmp_path / "results"):
+        assert (each["model"], each["cell"]["task"], each["train_rows"]) == ("minilm", "wnli", 60)
+
+
 def test_dense_model_is_trained_once(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
