@@ -17,7 +17,7 @@ from kflats.glue.page import write_page
 from kflats.glue.store import check_alike
 from kflats.glue.tables import markdown
 
-TABLE = {"bytes_before": 2_000_000, "bytes_after": 1_230_000}
+TABLE = {"bytes_before": 2_000_000, "bytes_after": 1_230_000, "dtype": "float32"}
 
 
 def result(
@@ -169,13 +169,29 @@ def test_methods_have_ensembles_of_their_own() -> None:
 
 def test_integers_stand_last_with_their_bytes_and_are_in_no_ensemble() -> None:
     plain = result("int", 80.0, 90.0, compression=0.875)
-    plain["table"] = {"bytes_before": 2_000_000, "bytes_after": 250_000}
+    plain["table"] = {**TABLE, "bytes_after": 250_000}
     text = markdown([*RUNS, plain, result("codes", 8.0, 9.0, compression=0.4)])
     assert "| int4 | 87.5% | 0.25 | 0.00 | 0.00 | 1 x 1 |" in text
-    assert "The dense table has 2.00 MB" in text
+    assert "The dense table takes 2.00 MB" in text
+    assert ("compare the MB" in text, "compare the MB" in markdown(RUNS)) == (True, False)
     lines = re.findall(r"^\| ([^|]+) \| [\d.]+% \|.* x 1 \|$", text, flags=re.MULTILINE)
     assert lines[-3:] == [ENSEMBLE, "codes of 19.2 bits", "int4"]
     assert "ensemble of" not in text
+
+
+def test_integers_of_a_model_in_half_precision_remove_less() -> None:
+    plain = result("int", 80.0, 90.0, compression=0.875)
+    plain["table"] = {**TABLE, "dtype": "bfloat16"}
+    assert "| int4 | 75% |" in markdown([RUNS[0], plain])
+
+
+def test_widths_of_integers_are_one_line_of_the_figures() -> None:
+    sizes = [1 - bits / 32 for bits in (12, 2, 4)]
+    runs = [RUNS[0], *(result("codes", 80.0, 90.0, compression=each) for each in sizes)]
+    lines = task_lines(drops([*runs, result("int", 40.0, 45.0, compression=0.875)]), "rte", "after")
+    assert list(lines) == ["codes", "int"]
+    assert lines["codes"].sizes == [62.5, 87.5, 93.75]
+    assert lines["int"].means == [50.0]
 
 
 def test_lead_of_each_task_is_counted_seed_by_seed() -> None:

@@ -345,6 +345,11 @@ def test_width_gives_every_coefficient_of_every_row_so_many_bits(width: int) -> 
         code_table(table, codes.num_bytes - 1, settings=settings)
 
 
+def test_width_alone_means_columns() -> None:
+    codes = found_by(spectral_table(), bits=8, options={"width": 4})
+    assert (codes.shape.runs, codes.shape.rotated) == ((((4, 24),),), (False,))
+
+
 def test_width_is_of_columns_and_a_width_of_codes() -> None:
     for width, rotated in ((4, True), (7, False)):
         with pytest.raises(InputError, match=r"give one of \(1, 2, 3, 4, 5, 6, 8\), and rotated"):

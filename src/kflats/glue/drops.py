@@ -20,8 +20,10 @@ class Drop:
 
     Attributes
     ----------
-    task, seed, compression : as in :class:`kflats.glue.settings.Cell`
+    task, seed : as in :class:`kflats.glue.settings.Cell`
         Which run.
+    compression : float
+        Share of the parameters that is removed; of integers and codes, of the bits of a parameter.
     method : str
         'svd', 'projective k = 3', 'int4', ..., or 'ensemble', with several methods 'ensemble of
         ...'.
@@ -108,7 +110,7 @@ def _drop(run: dict[str, Any], dense: dict[str, Any], method: str, stage: str) -
     return Drop(
         task=task.name,
         seed=cell["seed"],
-        compression=cell["compression"],
+        compression=_removed(run),
         method=method,
         stage=stage,
         score=plotted_score(run, stage),
@@ -116,6 +118,16 @@ def _drop(run: dict[str, Any], dense: dict[str, Any], method: str, stage: str) -
         majority=float(dense["majority"][task.validation[0]][task.plotted]),
         num_bytes=run["table"]["bytes_after"],
     )
+
+
+def _removed(run: dict[str, Any]) -> float:
+    """Return the compression; of integers and codes in terms of the dtype that the model had."""
+    cell = Cell(**run["cell"])
+    if cell.method not in BY_BITS:
+        return cell.compression
+    import torch
+
+    return round(1 - cell.bits / torch.finfo(getattr(torch, run["table"]["dtype"])).bits, 6)
 
 
 def _best(runs: list[dict[str, Any]], stage: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from kflats.glue.drops import ENSEMBLE, STAGES, Drop, reading_order
 from kflats.glue.means import mean_and_spread
+from kflats.glue.settings import BY_BITS
 from kflats.report.plots import draw_curves, new_figure, write_figure
 
 
@@ -22,11 +23,12 @@ class TaskLine(NamedTuple):
 
 
 def task_lines(found: list[Drop], task: str, stage: str) -> dict[str, TaskLine]:
-    """Return the line of each method in the panel of a task."""
+    """Return the line of each method in the panel of a task; the widths of integers are one."""
     points: dict[str, dict[float, list[float]]] = {}
     for drop in found:
         if (drop.task, drop.stage) == (task, stage) and drop.percent == drop.percent:
-            by_size = points.setdefault(drop.method, {})
+            line = next((each for each in BY_BITS if drop.method.startswith(each)), drop.method)
+            by_size = points.setdefault(line, {})
             by_size.setdefault(drop.compression, []).append(drop.percent)
     order = sorted(points, key=reading_order)
     return {"SVD" if name == "svd" else name: _line(points[name], name) for name in order}

@@ -79,8 +79,9 @@ def run_cell(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         work = Work(experiment, cell, load_dense(experiment.checkpoint(cell)))
         table = compress_table(work.model, cell)
     before, train_before = work.scores(), work.train_scores()
-    with trainable_table(work.model, cell, lambda: load_dense(experiment.checkpoint(cell))):
-        work.train(training.extra_epochs, training.extra_learning_rate)
+    if training.extra_epochs > 0:
+        with trainable_table(work.model, cell, lambda: load_dense(experiment.checkpoint(cell))):
+            work.train(training.extra_epochs, training.extra_learning_rate)
     return {
         "before": before,
         "after": work.scores(),

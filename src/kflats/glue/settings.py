@@ -82,8 +82,8 @@ class Cell:
     """One run of a sweep.
 
     A dense run (``method`` 'dense', nothing removed) trains the model that the compressed runs of
-    its task and seed start from. ``compression`` is the share of the table that is removed: of its
-    parameters, or with the methods :data:`BY_BITS` of its bits in float32.
+    its task and seed start from. ``compression`` is the share of the parameters that is removed, or
+    with the methods :data:`BY_BITS` of the 32 bits of a parameter.
     """
 
     task: str

@@ -7,7 +7,7 @@ from typing import Any
 from kflats.glue.drops import STAGES, Drop, drops, orphans, plotted_score, reading_order
 from kflats.glue.means import REFERENCE, MeanDrop, mean_and_spread, mean_drops
 from kflats.glue.paper import reported_for
-from kflats.glue.settings import Cell
+from kflats.glue.settings import BY_BITS, Cell
 from kflats.glue.tasks import TASKS
 
 Row = list[str]
@@ -135,8 +135,13 @@ def _sizes(results: list[dict[str, Any]]) -> list[str]:
     if not tables:
         return []
     size = tables[0]["bytes_before"] / 1e6
-    shares = "What is removed is a share of the parameters, of int and codes one of the bytes."
-    return [f"The dense table has {size:.2f} MB, labels and code books count. {shares}"]
+    text = f"The dense table takes {size:.2f} MB; sizes count labels, scales and code books."
+    if any(each["cell"]["method"] in BY_BITS for each in results):
+        text += (
+            " What is removed is a share of the parameters, with int and codes of the bits of a "
+            "parameter: compare the MB."
+        )
+    return [text]
 
 
 def failures(results: list[dict[str, Any]]) -> list[str]:

@@ -73,7 +73,7 @@ def fit_codes(weight: Tensor, config: CompressionConfig, exact_ids: Tensor) -> C
 
 def _forms(config: CompressionConfig) -> list[tuple[bool, int]]:
     """Return the forms to try, as (rotated, n_clusters)."""
-    rotated = config.options.get("rotated")
+    rotated = config.options.get("rotated", False if config.options.get("width") else None)
     if config.n_clusters is not None:
         return [(True if rotated is None else bool(rotated), config.n_clusters)]
     if rotated is not None:

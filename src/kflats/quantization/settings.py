@@ -27,8 +27,8 @@ class CodeSettings:
     max_rungs : int
         Most different rates of rows.
     width : int or None
-        Bits of every coefficient of every row, as plain integers have; for columns only. None
-        gives bits where they pay.
+        Bits of every coefficient of every row, as plain integers have; for columns only. The size
+        is then a limit. None gives bits where they pay.
     random_state : int
         Seed of the clustering.
     """
