@@ -19,15 +19,16 @@ pytestmark = pytest.mark.slow
 
 
 def test_two_processes_of_torchrun_train_together(tmp_path: Path, tiny: Path, data: Path) -> None:
-    (tmp_path / "sweep.toml").write_text(TOML.format(model=tiny, data=data))
+    codes = 'methods = ["svd", "projective", "int"]\nbits = [4]\n'
+    (tmp_path / "sweep.toml").write_text(codes + TOML.format(model=tiny, data=data))
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words += ["-m", "kflats.cli", "glue", "run", str(tmp_path / "sweep.toml"), "--task", "rte"]
     words += ["-o", str(tmp_path / "results")]
-    for counts in ("7 runs done, 0 were done before", "0 runs done, 7 were done before"):
+    for counts in ("8 runs done, 0 were done before", "0 runs done, 8 were done before"):
         ended = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
         assert counts in ended.stdout, ended.stdout + ended.stderr
     results = read_results(tmp_path / "results")
-    assert [(each["status"], each["devices"]) for each in results] == [("done", 2)] * 7
+    assert [(each["status"], each["devices"]) for each in results] == [("done", 2)] * 8
 
 
 @pytest.fixture
