@@ -134,6 +134,14 @@ def test_the_glue_table_of_the_readme_is_that_of_the_report() -> None:
             assert f"| {head} | {' | '.join(cells)} |" in README
 
 
+def test_the_integers_of_the_readme_are_those_of_the_report() -> None:
+    report = (ROOT / "benchmarks" / "results" / "glue" / "report.md").read_text(encoding="utf-8")
+    row = r"^\| int4 \| 87.5% \| ([\d.]+) \| ([^|]+) \| ([^|]+) \| \d"
+    ((size, before, after),) = re.findall(row, report, re.MULTILINE)
+    words = f"a table of {size} MB loses {before} without and {after} with fine-tuning"
+    assert words in README.replace("\n", " ")
+
+
 def test_the_leads_over_svd_in_the_readme_are_those_of_the_report() -> None:
     report = (ROOT / "benchmarks" / "results" / "glue" / "report.md").read_text(encoding="utf-8")
     text = README.replace("\n", " ")
