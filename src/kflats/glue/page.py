@@ -84,8 +84,8 @@ def _html(report: str, figures: list[str]) -> str:
             body.append(f"<p>{escape(block)}</p>")
     style = (
         "body{font-family:system-ui,sans-serif;max-width:1200px;margin:2rem auto;padding:0 1rem}"
-        "table{border-collapse:collapse}td,th{padding:.3rem .8rem;border-bottom:1px solid #ddd;"
-        "text-align:left}"
+        "table{border-collapse:collapse;display:block;overflow-x:auto;margin-bottom:1.5rem}"
+        "td,th{padding:.3rem .6rem;border-bottom:1px solid #ddd;text-align:left;white-space:nowrap}"
     )
     return (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>GLUE</title>"
