@@ -251,7 +251,10 @@ def lookup_codes(
     unique, inverse = distinct(wanted, described.num_embeddings)
     codes = Codes(described, coefficients, labels, bases, scales, books, exact)
     rows = rows_at(codes, unique).to(scales.dtype)
-    return rows.index_select(0, inverse).view(*ids.shape, described.embedding_dim)
+    # Made in its shape: a view as the output of an operator must not be changed in place.
+    result = rows.new_empty(*ids.shape, described.embedding_dim)
+    torch.index_select(rows, 0, inverse, out=result.view(len(inverse), described.embedding_dim))
+    return result
 
 
 @lookup_codes.register_fake

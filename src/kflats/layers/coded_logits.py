@@ -40,15 +40,19 @@ def multiply_codes(
     """
     codes = Codes(CodeShape.parse(shape), coefficients, labels, bases, scales, books, exact)
     flat = hidden.reshape(-1, hidden.shape[-1])
-    products = flat.new_empty(len(flat), codes.shape.num_embeddings)
+    # Made in its shape: a view as the output of an operator must not be changed in place.
+    result = flat.new_empty(*hidden.shape[:-1], codes.shape.num_embeddings)
+    out = result.view(len(flat), codes.shape.num_embeddings)
+    is_ordered = labels is None or offsets is None
+    products = out if is_ordered else torch.empty_like(out)
     with torch.autocast(hidden.device.type, enabled=False):
         inner = _Projected(codes, flat)
         for block in _blocks(codes):
             inner.write(block, products[:, block.rows])
     if labels is not None and offsets is not None:
         places = places_at(labels, offsets, codes.shape.row_starts)
-        products = products.gather(1, places.long().expand(len(flat), -1))
-    return products.view(*hidden.shape[:-1], products.shape[1])
+        torch.gather(products, 1, places.long().expand(len(flat), -1), out=out)
+    return result
 
 
 @multiply_codes.register_fake

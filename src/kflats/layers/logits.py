@@ -36,7 +36,10 @@ def logits(
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
     groups = layout(counts, ranks, basis_ids)
-    products = flat.new_empty(len(flat), sum(counts))
+    # Made in its shape: a view as the output of an operator must not be changed in place.
+    result = flat.new_empty(*hidden.shape[:-1], sum(counts))
+    out = result.view(len(flat), sum(counts))
+    products = out if places is None else torch.empty_like(out)
     inner, shifts = _projected(flat, groups, bases, means, columns)
     for group in groups:
         table, ours = group.coefficients(coefficients), products[:, group.rows]
@@ -44,8 +47,8 @@ def logits(
         if shifts and group.directions is not None:
             ours += shifts[group.basis]
     if places is not None:
-        products = products.gather(1, places.long().expand(len(flat), -1))
-    return products.view(*hidden.shape[:-1], products.shape[1])
+        torch.gather(products, 1, places.long().expand(len(flat), -1), out=out)
+    return result
 
 
 def _projected(

@@ -64,8 +64,10 @@ def lookup(
     unique, inverse = _distinct_places(ids, places, counts)
     d = width_of(bases, columns)
     rows = coefficients.new_empty(len(unique), d)
+    # Made in its shape: a view as the output of an operator must not be changed in place.
+    result = coefficients.new_empty(*ids.shape, d)
     # Until all rows are there, the result is where every group in turn puts its columns in order.
-    result = coefficients.new_empty(len(inverse), d)
+    flat = result.view(len(inverse), d)
     groups = layout(counts, ranks, basis_ids)
     # Rows are looked up in the dtype of the factors, as those of nn.Embedding are.
     with torch.autocast(rows.device.type, enabled=False):
@@ -75,9 +77,9 @@ def lookup(
                 torch.index_select(table, 0, numbers, out=rows[run])
             else:
                 basis = Basis.of(group, bases, means, columns)
-                basis.write_rows(table, numbers, rows[run], result[: len(numbers)])
-    torch.index_select(rows, 0, inverse, out=result)
-    return result.view(*ids.shape, d)
+                basis.write_rows(table, numbers, rows[run], flat[: len(numbers)])
+    torch.index_select(rows, 0, inverse, out=flat)
+    return result
 
 
 def _distinct_places(
