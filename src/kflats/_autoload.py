@@ -18,6 +18,8 @@ def install() -> None:
     """Arrange for the plug-ins to be put in place after the import of what they extend."""
     wrapt.register_post_import_hook(_register, "transformers.modeling_utils")
     wrapt.register_post_import_hook(_register_static, _STATIC)
+    wrapt.register_post_import_hook(_register_prompts, "peft.peft_model")
+    wrapt.register_post_import_hook(_register_ties, "peft.utils.other")
 
 
 def _register(_: object) -> None:
@@ -34,6 +36,18 @@ def _register_static(module: ModuleType) -> None:
         _warn("sentence-transformers", error)
     else:
         static.install(module)
+
+
+def _register_prompts(module: ModuleType) -> None:
+    from kflats.hf import adapters
+
+    adapters.install_prompts(module)
+
+
+def _register_ties(module: ModuleType) -> None:
+    from kflats.hf import adapters
+
+    adapters.install_ties(module)
 
 
 def _warn(library: str, error: ImportError) -> None:

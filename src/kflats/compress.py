@@ -38,6 +38,7 @@ from kflats.tables import (
     scale_of,
     transformers_roots,
 )
+from kflats.trial import check_trial
 
 
 def compress_(
@@ -48,7 +49,7 @@ def compress_(
     All factors are found before anything is replaced, so an error leaves the model as it was.
     Modules that share a table, tied output heads among them, go on sharing its factors; an output
     head with a table of its own gets factors of its own. A target size is that of all tables
-    together.
+    together. The row of ``padding_idx`` stays zero if it is.
 
     Parameters
     ----------
@@ -71,7 +72,8 @@ def compress_(
     BudgetError
         If no rank or number of clusters meets the size.
     UnsupportedModelError
-        If the table is read in a way that factors cannot serve.
+        If the table is read in a way that factors cannot serve. A copy of a transformers model,
+        which shares its parameters, is run on a few ids to find out.
 
     Examples
     --------
@@ -84,6 +86,7 @@ def compress_(
     tables = find_tables(model, config.modules)
     for table in tables:
         check_replaceable(model, table)
+    check_trial(model, tables)
     before = tensor_bytes(model)
     made = [_factor(table, _share(config, table, tables), callback) for table in tables]
     for table, (layers, _) in zip(tables, made, strict=True):
@@ -118,7 +121,9 @@ def _factor(
     started = time.perf_counter()
     try:
         check_table(weight, "the table")
-        exact_ids = _exact_ids(config.exact_ids, weight)
+        # Only a linear subspace holds a row of zeros as it is.
+        zeros = table.zero_ids if config.has_means else ()
+        exact_ids = _exact_ids((*config.exact_ids, *zeros), weight)
         if config.method == "codes":
             codes = fit_codes(weight, config, exact_ids)
             layers = _layers(table, lambda module: _coded_layer(module, codes))

@@ -67,7 +67,7 @@ def to_dense_(model: Model) -> Model:
 
 def _dense(layer: Any, weights: dict[int, nn.Parameter]) -> nn.Module:
     """Return the dense form; modules of one table get one weight."""
-    table = weights.get(id(layer.coefficients))
+    table = weights.get(layer.table_id)
     dense: nn.Module
     if isinstance(layer, TableLinear):
         dense = layer.to_linear(table)
@@ -76,5 +76,5 @@ def _dense(layer: Any, weights: dict[int, nn.Parameter]) -> nn.Module:
     else:
         dense = layer.to_embedding(table)
     if not layer.folds_scale:
-        weights[id(layer.coefficients)] = cast(nn.Parameter, dense.weight)
+        weights[layer.table_id] = cast(nn.Parameter, dense.weight)
     return dense

@@ -14,6 +14,7 @@ from kflats.errors import InputError, UnsupportedModelError
 from kflats.layers import StoredTable
 from kflats.layers.bag import check_bag
 from kflats.layers.embedding import check_options
+from kflats.linalg import row_blocks
 
 Reader: TypeAlias = nn.Embedding | nn.EmbeddingBag | nn.Linear
 
@@ -59,6 +60,12 @@ class Table:
     def all_names(self) -> tuple[str, ...]:
         """Every name under which the table is read."""
         return tuple(name for group in self.names for name in group)
+
+    @property
+    def zero_ids(self) -> tuple[int, ...]:
+        """Ids of the padding whose rows are zero, so that padding adds nothing to a sum."""
+        ids = {getattr(module, "padding_idx", None) for module in self.modules}
+        return tuple(sorted(i for i in ids if i is not None and not bool(self.weight[i].any())))
 
 
 def embedding_tables(model: nn.Module) -> list[Table]:
@@ -221,7 +228,7 @@ def check_replaceable(model: nn.Module, table: Table) -> None:
 def scale_of(embedding: nn.Embedding) -> float:
     """Return the factor that a (sub-class of an) embedding puts on its rows.
 
-    The factor is read from ``embed_scale`` and tried on a few rows. Some models round a factor
+    The factor is read from ``embed_scale`` and tried on all rows. Some models round a factor
     that is a tensor to the dtype of the table first, others do not.
 
     Raises
@@ -233,13 +240,25 @@ def scale_of(embedding: nn.Embedding) -> float:
         return 1.0
     scale = getattr(embedding, "embed_scale", torch.nan)
     scale = scale if isinstance(scale, torch.Tensor) else torch.tensor(scale, dtype=torch.float64)
-    ids = torch.linspace(0, embedding.num_embeddings - 1, 5).long().to(embedding.weight.device)
-    with torch.no_grad():
-        rows, plain = embedding(ids), embedding.weight[ids]
-        for factor in {float(scale), float(scale.to(plain.dtype))} if scale.numel() == 1 else ():
-            if torch.equal(rows, plain * factor):
+    more = [name for name, _ in embedding.named_parameters() if name != "weight"]
+    if scale.numel() == 1 and not more:
+        for factor in {float(scale), float(scale.to(embedding.weight.dtype))}:
+            if _only_scales(embedding, factor):
                 return factor
+    own = f" (it has {', '.join(more)} too)" if more else ""
     raise UnsupportedModelError(
-        f"{type(embedding).__name__} does more than look up (and scale) rows; kflats replaces "
-        "nn.Embedding and sub-classes with an embed_scale."
+        f"{type(embedding).__name__} does more than look up (and scale) rows{own}; kflats replaces "
+        "nn.Embedding and sub-classes with an embed_scale. Name other tables with modules=[...]."
     )
+
+
+def _only_scales(embedding: nn.Embedding, factor: float) -> bool:
+    weight = embedding.weight.detach()
+    with torch.no_grad():
+        return all(
+            torch.equal(
+                embedding(torch.arange(block.start, block.stop, device=weight.device)),
+                weight[block] * factor,
+            )
+            for block in row_blocks(*weight.shape)
+        )

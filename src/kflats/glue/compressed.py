@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from kflats.compress import compress_
@@ -31,7 +32,8 @@ def config_of(model: Any, cell: Cell) -> CompressionConfig:
     codes = CompressionConfig(bits=cell.bits, random_state=cell.seed)
     if cell.method == "codes":
         return codes
-    return plain_config(codes, find_tables(model)[0].weight, round(cell.bits))
+    table = find_tables(model)[0]
+    return plain_config(replace(codes, exact_ids=table.zero_ids), table.weight, round(cell.bits))
 
 
 @contextmanager

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
-from transformers.core_model_loading import WeightConverter, WeightRenaming
+from transformers.core_model_loading import WeightRenaming
 
 from kflats.errors import CheckpointError, InputError
 from kflats.hf.config import METHOD, KFlatsConfig
-from kflats.hf.unpack import Unpack, is_unpacking
+from kflats.hf.names import renamings
+from kflats.hf.unpack import is_unpacking
 from kflats.layers import StoredTable
 from kflats.layers.stored import FILE_NAMES
 from kflats.storage.manifest import FORMAT_VERSION, Manifest, factor_layers, owner_names
@@ -53,25 +54,6 @@ def is_described(model: Any) -> bool:
     return isinstance(block, KFlatsConfig)
 
 
-def renamings(
-    manifest: Manifest, owners: dict[str, str] | None = None
-) -> list[WeightRenaming | WeightConverter]:
-    """Return the renamings from the names in files to those of parameters.
-
-    ``owners`` says which module of the model stands in for the one that named a table. Tensors
-    that are entropy-coded in the file are unpacked as well.
-    """
-    here, found = owners or {}, []
-    for name, spec in manifest.tables.items():
-        for key, file_name in FILE_NAMES.items():
-            ends = f"{name}.{file_name}", f"{here.get(name, name)}.{key}"
-            unpacked = key == "coefficients" and spec.is_entropy_coded
-            found.append(
-                WeightConverter(*ends, [Unpack(spec)]) if unpacked else WeightRenaming(*ends)
-            )
-    return found
-
-
 def declare_ties(model: Any) -> None:
     """Declare shared factors as tied weights, instead of the dense tables they replace."""
     for prefix, part in _pretrained_parts(model):
@@ -90,6 +72,9 @@ def declare_ties(model: Any) -> None:
 def index_tables(model: nn.Module) -> None:
     """Find the places of rows and columns again after the labels and pivots were read."""
     layers = factor_layers(model)
+    for layer in layers.values():
+        for owner in layer._owner:
+            layer.share_with(owner)  # what was read has replaced its buffers
     for name in owner_names(layers).values():
         try:
             layers[name].index_()
@@ -105,7 +90,7 @@ def share_tensors(model: nn.Module) -> None:
     for name in owners.values():
         layers[name].own_()  # the former owner may have been replaced
     for layer in layers.values():
-        owner = layers[owners[id(layer.coefficients)]]
+        owner = layers[owners[layer.table_id]]
         if owner is not layer:
             layer.share_with(owner)
 
@@ -115,7 +100,7 @@ def _ties(layers: dict[str, StoredTable]) -> dict[str, str]:
     owners = owner_names(layers)
     ties: dict[str, str] = {}
     for name, layer in layers.items():
-        owner = owners[id(layer.coefficients)]
+        owner = owners[layer.table_id]
         keys: Iterable[str] = FILE_NAMES if layers[owner] is layer else layer.FACTORS
         if owner != name:
             present = [key for key in keys if getattr(layer, key, None) is not None]

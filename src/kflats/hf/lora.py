@@ -1,7 +1,7 @@
-"""LoRA of PEFT on factorised layers.
+"""LoRA of PEFT on compressed layers.
 
-PEFT puts LoRA on classes that it knows. Layers beside the factorised ones need nothing from here;
-:func:`lora_config` teaches a config to put adapters on the factorised layers themselves.
+PEFT puts LoRA on classes that it knows. Layers beside the compressed ones need nothing from here;
+:func:`lora_config` teaches a config to put adapters on the compressed layers themselves.
 """
 
 from __future__ import annotations
@@ -12,16 +12,21 @@ from peft import LoraConfig
 from peft.tuners.lora import layer as lora
 
 from kflats.errors import UnsupportedModelError
-from kflats.layers import FactorizedEmbedding, FactorizedLinear
+from kflats.layers import (
+    FactorizedEmbedding,
+    FactorizedLinear,
+    QuantizedEmbedding,
+    QuantizedLinear,
+)
 
 Config = TypeVar("Config", bound=LoraConfig)
 
 
 def lora_config(config: Config) -> Config:
-    """Let a config put LoRA on :class:`FactorizedEmbedding` and :class:`FactorizedLinear` too.
+    """Let a config put LoRA on compressed embeddings and output heads too.
 
-    The adapter adds a low-rank table to the factorised one, which stays as it is. It cannot be
-    merged into the factors: their shape has no room for it.
+    The adapter adds a low-rank table to the factors or packed codes, which stay as they are. It
+    cannot be merged into them: their shape has no room for it.
 
     Parameters
     ----------
@@ -39,7 +44,12 @@ def lora_config(config: Config) -> Config:
     >>> config = lora_config(LoraConfig(r=4, target_modules=["word_embeddings"]))
     """
     config._register_custom_module(
-        {FactorizedEmbedding: LoraFactorizedEmbedding, FactorizedLinear: LoraFactorizedLinear}
+        {
+            FactorizedEmbedding: LoraFactorizedEmbedding,
+            FactorizedLinear: LoraFactorizedLinear,
+            QuantizedEmbedding: LoraFactorizedEmbedding,
+            QuantizedLinear: LoraFactorizedLinear,
+        }
     )
     return config
 
@@ -54,7 +64,7 @@ class _Unmergeable:
 
 
 class LoraFactorizedEmbedding(_Unmergeable, lora.Embedding):
-    """The rows of a factorised embedding plus those of a low-rank table."""
+    """The rows of a compressed embedding plus those of a low-rank table."""
 
     def update_layer(self, *args: Any, **kwargs: Any) -> None:
         """Add an adapter of the size of the table."""
@@ -64,4 +74,4 @@ class LoraFactorizedEmbedding(_Unmergeable, lora.Embedding):
 
 
 class LoraFactorizedLinear(_Unmergeable, lora.Linear):
-    """The logits of a factorised head plus those of a low-rank table."""
+    """The logits of a compressed head plus those of a low-rank table."""

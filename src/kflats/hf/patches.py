@@ -1,10 +1,11 @@
-"""The methods of ``PreTrainedModel`` that only know dense tables, wrapped.
+"""The methods of transformers that only know dense tables, wrapped.
 
 transformers has no hook for these, and each would fail or write a wrong description:
 resizing raises for anything but ``nn.Embedding`` and ``nn.Linear``, ``dequantize`` needs a
 quantizer that would in turn forbid training, ``save_pretrained`` writes the config before it looks
-at the layers, and ``push_to_hub`` writes a card that says nothing. A model without factorised
-layers goes straight to the original.
+at the layers, ``push_to_hub`` writes a card that says nothing, and the config of a tower, such as
+that of the text model of CLIP, is read without the description of the whole. A model without
+factorised layers goes straight to the original.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from kflats.errors import UnsupportedModelError
+from kflats.hf.config import METHOD
 from kflats.hf.describe import describe_, is_described
 from kflats.layers import FactorTable, StoredTable
 from kflats.layers.resize import new_rows, resize_
@@ -32,6 +34,27 @@ def install() -> None:
             wrapped = wrapper(original)
             setattr(wrapped, _MARK, True)
             setattr(PreTrainedModel, name, wrapped)
+    found = PreTrainedConfig.__dict__["get_config_dict"].__func__
+    if not hasattr(found, _MARK):
+        wrapped = _get_config_dict(found)
+        setattr(wrapped, _MARK, True)
+        PreTrainedConfig.get_config_dict = classmethod(wrapped)  # type: ignore[method-assign]
+
+
+def _get_config_dict(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def get_config_dict(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        config, rest = original(cls, *args, **kwargs)
+        block = config.get("quantization_config")
+        is_ours = isinstance(block, dict) and block.get("quant_method") == METHOD
+        # The whole has another type than the part whose config is asked for.
+        if is_ours and cls.model_type and cls.model_type != config.get("model_type"):
+            for part in config.values():
+                if isinstance(part, dict) and part.get("model_type") == cls.model_type:
+                    part.setdefault("quantization_config", block)
+        return config, rest
+
+    return get_config_dict
 
 
 def _save_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -115,8 +138,8 @@ def _resized(model: Any, layer: StoredTable, size: int, mean_resizing: bool) -> 
             f"to {size}: call kflats.to_dense_(model), resize, and compress again."
         )
     layers = factor_layers(model)
-    owner = layers[owner_names(layers)[id(layer.coefficients)]]
-    others = (each for each in layers.values() if each.coefficients is layer.coefficients)
+    owner = layers[owner_names(layers)[layer.table_id]]
+    others = (each for each in layers.values() if each.table_id == layer.table_id)
     readers = [e for e in dict.fromkeys([owner, *others]) if isinstance(e, FactorTable)]
     init = None if mean_resizing else model._init_weights
     resize_(readers, size, new_rows(layer, added, init) if added > 0 else None)

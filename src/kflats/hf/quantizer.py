@@ -16,11 +16,13 @@ from transformers.quantizers.base import HfQuantizer
 
 from kflats.errors import CheckpointError, InputError
 from kflats.hf.config import METHOD, KFlatsConfig
-from kflats.hf.describe import describe_, index_tables, renamings
+from kflats.hf.describe import describe_, index_tables
+from kflats.hf.names import FileNames, renamings
 from kflats.hf.patches import install
 from kflats.hf.skeleton import insert_layers
 from kflats.hf.unpack import check_unpacked
 from kflats.storage.files import check_tensors, read_headers
+from kflats.storage.locate import as_described
 
 
 class KFlatsQuantizer(HfQuantizer):
@@ -43,9 +45,15 @@ class KFlatsQuantizer(HfQuantizer):
                 "the quantization_config of config.json describes no factorised layers."
             )
         found = read_headers(Path(file) for file in checkpoint_files or ())
+        names = FileNames(model, found)
+        groups = names.locate(config.manifest)
         if checkpoint_files:
-            check_tensors(config.manifest, found, Path(checkpoint_files[0]).parent, "config.json")
-        self.owners = insert_layers(model, config.manifest, set(found))
+            folder = Path(checkpoint_files[0]).parent
+            described = as_described(config.manifest, found, groups)
+            check_tensors(config.manifest, described, folder, "config.json")
+        owners = insert_layers(model, config.manifest, names)
+        if checkpoint_files:
+            self.conversions = names.conversions(config.manifest, groups, owners)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         settings = self.quantization_config.settings
@@ -73,7 +81,9 @@ class KFlatsQuantizer(HfQuantizer):
     def get_weight_conversions(self) -> list[WeightRenaming | WeightConverter]:
         """Return the renamings from file names to parameter names."""
         manifest = self.quantization_config.manifest
-        return [] if manifest is None else renamings(manifest, getattr(self, "owners", None))
+        if manifest is None:
+            return []
+        return getattr(self, "conversions", None) or renamings(manifest)
 
     def is_serializable(self) -> bool:
         """Factors are saved like any parameters."""

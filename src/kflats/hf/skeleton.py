@@ -10,6 +10,7 @@ from torch import nn
 
 from kflats.errors import CheckpointError
 from kflats.hf.describe import declare_ties
+from kflats.hf.names import FileNames
 from kflats.layers import StoredTable, TableBag, TableEmbedding, replace_module
 from kflats.storage.manifest import Manifest, ModuleSpec, TableSpec
 
@@ -20,14 +21,13 @@ _KINDS = {
 }
 
 
-def insert_layers(
-    model: Any, manifest: Manifest, file_keys: set[str] | None = None
-) -> dict[str, str]:
+def insert_layers(model: Any, manifest: Manifest, names: FileNames) -> dict[str, str]:
     """Replace the embeddings and heads that a checkpoint has factorised, in place.
 
-    A checkpoint of BertModel also loads as BertForX and back. An output head that the model does
-    not have is left out. A head that the class ties to a factorised table, and that has no weight
-    of its own in the file, becomes a factorised head on that table.
+    A checkpoint of BertModel also loads as BertForX and back. Tables for which the model has no
+    module are left out, as the text tower in a class for images only. A head that the class ties
+    to a factorised table, and that has no weight of its own in the file, becomes a factorised head
+    on that table.
 
     Parameters
     ----------
@@ -35,77 +35,98 @@ def insert_layers(
         A skeleton, usually on the meta device.
     manifest : Manifest
         What the checkpoint holds.
-    file_keys : set of str, optional
-        Names of the tensors in the files.
+    names : FileNames
+        The names of the tensors in the files.
 
     Returns
     -------
     dict
-        For tables whose first reader this model does not have, the name of the module that owns
-        them here, as in a decoder alone of an encoder-decoder.
+        For every table that the model has, the name of the module that owns it here.
 
     Raises
     ------
     CheckpointError
-        If the model has no embedding where the checkpoint has a table.
+        If a table was left out, and an embedding or head of its size has nothing in the files.
     """
-    here, owners = _translated(model, manifest)
-    here = _with_class_ties(model, here, file_keys or set())
-    for name, layer in here.build().items():
+    here, owners = _translated(model, manifest, names)
+    here = _with_class_ties(model, here, names)
+    layers = here.build()
+    _check_left_out(model, manifest, owners, names, set(layers))
+    for name, layer in layers.items():
         layer.take_over(model.get_submodule(name))
         replace_module(model, name, layer)
     declare_ties(model)
     return owners
 
 
-def _translated(model: Any, manifest: Manifest) -> tuple[Manifest, dict[str, str]]:
-    """Return the manifest in the module names of this model, and the owners that changed."""
+def _translated(
+    model: Any, manifest: Manifest, names: FileNames
+) -> tuple[Manifest, dict[str, str]]:
+    """Return the manifest in the module names of this model, and the owner of every table."""
+    groups = names.locate(manifest)
     owners: dict[str, str] = {}
     tables: dict[str, TableSpec] = {}
     modules: dict[str, ModuleSpec] = {}
     for table, spec in manifest.tables.items():
         readers = {n: each for n, each in manifest.modules.items() if each.table == table}
-        found = {name: _resolve(model, name, each.kind) for name, each in readers.items()}
+        where = {name: names.candidates(name) for name in readers}
+        if table in groups:  # what transformers makes of its name in the file comes first
+            where[table] = [*names.candidates(names.module(groups[table])), *where[table]]
+        found = {name: _resolve(model, where[name], each.kind) for name, each in readers.items()}
         present = {new: readers[name] for name, new in found.items() if new is not None}
         owner = found[table] or min(present, key=lambda new: present[new].kind, default=None)
         if owner is not None:
-            if found[table] is None:
-                owners[table] = owner
+            owners[table] = owner
             tables[owner] = spec
             modules |= {new: replace(each, table=owner) for new, each in present.items()}
-        elif any(each.kind != "linear" for each in readers.values()):
-            raise CheckpointError(
-                f"the checkpoint has a factorised table {table!r}, but {type(model).__name__} has "
-                "no embedding there: load it with the class it was saved from (see architectures "
-                "in config.json)."
-            )
     return Manifest(tables=tables, modules=modules), owners
 
 
-def _candidates(model: Any, name: str) -> list[str]:
-    prefix = f"{model.base_model_prefix}."
-    return [name, prefix + name, name.removeprefix(prefix)]
+def _check_left_out(
+    model: Any, manifest: Manifest, owners: dict[str, str], names: FileNames, inserted: set[str]
+) -> None:
+    """Raise if a table has no place, and a module that could be it would stay without values."""
+    sizes = {
+        (spec.shape.num_embeddings, spec.shape.embedding_dim): table
+        for table, spec in manifest.tables.items()
+        if table not in owners
+    }
+    if not sizes:
+        return
+    loaded = names.loaded()
+    ties = model.get_expanded_tied_weights_keys(all_submodels=True)
+    filled = loaded | {target for target, source in ties.items() if source in loaded}
+    for name, module in model.named_modules():
+        is_table = isinstance(module, nn.Embedding | nn.Linear) and name not in inserted
+        table = sizes.get(tuple(module.weight.shape)) if is_table else None  # type: ignore[arg-type]
+        if table is not None and f"{name}.weight" not in filled:
+            raise CheckpointError(
+                f"the checkpoint has a factorised table {table!r}, and {type(model).__name__} has "
+                f"{name!r} of the same size, for which there is nothing in the files: load it with "
+                "the class it was saved from (see architectures in config.json)."
+            )
 
 
-def _resolve(model: Any, name: str, kind: str) -> str | None:
+def _resolve(model: Any, candidates: list[str], kind: str) -> str | None:
     """Return the name in this model, None if it has no such module."""
     kinds = _KINDS[kind]
-    for candidate in _candidates(model, name):
+    for candidate in candidates:
         with suppress(AttributeError):
             if isinstance(model.get_submodule(candidate), kinds):
                 return candidate
     return None
 
 
-def _with_class_ties(model: Any, manifest: Manifest, file_keys: set[str]) -> Manifest:
+def _with_class_ties(model: Any, manifest: Manifest, names: FileNames) -> Manifest:
     """Add the modules that the class ties to a factorised table and the file does not hold."""
     modules = dict(manifest.modules)
+    loaded = names.loaded()
     for target, source in model.get_expanded_tied_weights_keys(all_submodels=True).items():
         one, other = target.removesuffix(".weight"), source.removesuffix(".weight")
         for name, known in ((one, other), (other, one)):
             if known not in modules or name in modules or not target.endswith(".weight"):
                 continue
-            if not file_keys & set(_candidates(model, f"{name}.weight")):
+            if f"{name}.weight" not in loaded:
                 modules[name] = _spec_of(model.get_submodule(name), name, modules[known].table)
     return Manifest(tables=manifest.tables, modules=modules)
 

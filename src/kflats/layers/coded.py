@@ -22,7 +22,8 @@ from kflats.quantization.shape import BASIS_DTYPES, CodeShape
 class CodedTable(StoredTable):
     """What :class:`QuantizedEmbedding` and :class:`QuantizedLinear` store.
 
-    The tensors are those of :class:`kflats.quantization.codes.Codes`. They do not train; see
+    The tensors are those of :class:`kflats.quantization.codes.Codes`. They do not train, and
+    no gradient reaches them even where ``requires_grad`` is set; see
     :func:`kflats.quantization.training.unpack_` for that.
 
     Parameters
@@ -36,19 +37,22 @@ class CodedTable(StoredTable):
 
     Attributes
     ----------
-    coefficients, bases, scales, books, exact
+    scales, books, exact
         See :class:`kflats.quantization.codes.Codes`; parameters without gradient.
+    coefficients, bases
+        See there; whole numbers, buffers.
     labels : Tensor of shape (num_embeddings,) or None
         Group of every row. A buffer.
     offsets : Tensor of shape (num_embeddings,), smallest integer type, or None
         Place of every row in its group. A buffer that is not saved: it follows from the labels.
     """
 
-    FACTORS = ("coefficients", "bases", "scales", "books", "exact")
-    SAVED_BUFFERS = ("labels",)
+    FACTORS = ("scales", "books", "exact")
+    SAVED_BUFFERS = ("coefficients", "bases", "labels")
     DERIVED_BUFFERS = ("offsets",)
 
     shape: CodeShape
+    bases: Tensor
     labels: Tensor | None
     offsets: Tensor | None
 
@@ -63,17 +67,20 @@ class CodedTable(StoredTable):
         self._text = json.dumps(shape.to_dict())  # operators take no objects
         d, chosen = shape.embedding_dim, dtype or torch.get_default_dtype()
 
-        def constant(kind: torch.dtype, *sizes: int) -> nn.Parameter:
-            zeros = torch.zeros(*sizes, dtype=kind, device=device)
-            return nn.Parameter(zeros, requires_grad=False)
+        def zeros(kind: torch.dtype, *sizes: int) -> Tensor:
+            return torch.zeros(*sizes, dtype=kind, device=device)
 
-        # Libraries take the dtype of a model from its first parameter: whole numbers come last.
-        self.scales = constant(chosen, shape.num_scales)
-        self.books = constant(chosen, shape.book_size)
-        self.exact = constant(chosen, shape.n_exact, d) if shape.n_exact else None
+        def constant(*sizes: int) -> nn.Parameter:
+            return nn.Parameter(zeros(chosen, *sizes), requires_grad=False)
+
+        self.scales = constant(shape.num_scales)
+        self.books = constant(shape.book_size)
+        self.exact = constant(shape.n_exact, d) if shape.n_exact else None
         sizes = zip(shape.counts, shape.record_bytes, strict=True)
-        self.coefficients = constant(torch.uint8, sum(count * size for count, size in sizes))
-        self.bases = constant(BASIS_DTYPES[shape.basis_bits], sum(shape.directions), d)
+        packed = sum(count * size for count, size in sizes)
+        self.register_buffer("coefficients", zeros(torch.uint8, packed))
+        directions = sum(shape.directions)
+        self.register_buffer("bases", zeros(BASIS_DTYPES[shape.basis_bits], directions, d))
         label = label_dtype(len(shape.counts))
         labels = offsets = None
         if label is not None:
@@ -93,7 +100,8 @@ class CodedTable(StoredTable):
             tensor = getattr(codes, name)
             value = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
             setattr(self, name, value)
-        self.register_buffer("labels", codes.labels)
+        for name in self.SAVED_BUFFERS:
+            self.register_buffer(name, getattr(codes, name))
         return self.index_()
 
     @property
@@ -103,16 +111,14 @@ class CodedTable(StoredTable):
 
     @property
     def codes(self) -> Codes:
-        """The tensors of the table."""
-        return Codes(
-            shape=self.shape,
-            coefficients=self.coefficients,
-            labels=self.labels,
-            bases=self.bases,
-            scales=self.scales,
-            books=self.books,
-            exact=self.exact,
-        )
+        """The tensors of the table, detached."""
+        scales, books, exact = self._constants
+        return Codes(self.shape, self.coefficients, self.labels, self.bases, scales, books, exact)
+
+    @property
+    def _constants(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        exact = None if self.exact is None else self.exact.detach()
+        return self.scales.detach(), self.books.detach(), exact
 
     def index_(self) -> Self:
         """Find the places of the rows in their groups; call it after changing the labels.
@@ -131,8 +137,8 @@ class CodedTable(StoredTable):
 
     def rows(self, ids: Tensor, padding_idx: int | None = None) -> Tensor:  # noqa: ARG002
         """Return rows of the table, shape (*ids.shape, embedding_dim), without gradient."""
-        tensors = (self.coefficients, self.bases, self.scales, self.books, self.exact)
-        rows: Tensor = lookup_codes(ids, *tensors, self.labels, self.offsets, self._text)
+        tensors = (self.coefficients, self.bases, *self._constants, self.labels, self.offsets)
+        rows: Tensor = lookup_codes(ids, *tensors, self._text)
         return rows
 
     def product(self, hidden: Tensor) -> Tensor:
@@ -146,8 +152,8 @@ class CodedTable(StoredTable):
         casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         if casts and hidden.dtype != torch.float64:
             hidden = hidden.to(torch.get_autocast_dtype(device))
-        tensors = (self.coefficients, self.bases, self.scales, self.books, self.exact)
-        result: Tensor = multiply_codes(hidden, *tensors, self.labels, self.offsets, self._text)
+        tensors = (self.coefficients, self.bases, *self._constants, self.labels, self.offsets)
+        result: Tensor = multiply_codes(hidden, *tensors, self._text)
         return result
 
     def extra_repr(self) -> str:

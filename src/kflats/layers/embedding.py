@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from kflats.errors import InputError
+from kflats.errors import InputError, UnsupportedModelError
 from kflats.layers.stored import StoredTable
 from kflats.layers.table import FactorTable
 
@@ -50,9 +50,17 @@ class TableLookup(StoredTable):
 
     @property
     def num_embeddings(self) -> int:
-        """Rows of the table."""
+        """Rows of the table; set by code that resizes, when they have that number already."""
         size: int = self.shape.num_embeddings
         return size
+
+    @num_embeddings.setter
+    def num_embeddings(self, size: int) -> None:
+        if size != self.shape.num_embeddings:
+            raise UnsupportedModelError(
+                f"num_embeddings={size} cannot be set: the table has {self.shape.num_embeddings} "
+                "rows. Call model.resize_token_embeddings, or kflats.to_dense_(model) first."
+            )
 
     @property
     def embedding_dim(self) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from kflats.errors import InputError
+from kflats.errors import InputError, UnsupportedModelError
 from kflats.factors.shape import FactorShape
 from kflats.layers.weight import TableView
 from kflats.linalg import row_blocks
@@ -40,7 +41,9 @@ class StoredTable(nn.Module):
     FACTORS : tuple of str
         Names of the parameters that modules with one table share.
     SAVED_BUFFERS, DERIVED_BUFFERS : tuple of str
-        Names of the buffers that are saved, and of those that follow from them.
+        Names of the buffers that they share: those that are saved, and those that follow from
+        them. Whole numbers are buffers: a parameter that cannot train breaks code that switches
+        training on, averages or flattens all parameters.
     shape : FactorShape or CodeShape
         Sizes.
     is_shared : bool
@@ -54,7 +57,7 @@ class StoredTable(nn.Module):
     DERIVED_BUFFERS: ClassVar[tuple[str, ...]]
     storage_kinds: ClassVar[dict[str, str]]
 
-    coefficients: nn.Parameter
+    coefficients: Tensor
     shape: Any
 
     def __init__(self, shape: FactorShape | CodeShape) -> None:
@@ -90,6 +93,15 @@ class StoredTable(nn.Module):
         return TableView(self)
 
     @property
+    def table_id(self) -> int:
+        """A number that modules with one table have in common, and no others in one model."""
+        for owner in self._owner:
+            # Sharers of a skeleton without storage have empty tensors of their own.
+            if self.coefficients.is_meta or self.coefficients is owner.coefficients:
+                return owner.table_id
+        return id(self.coefficients)
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the table, labels included, as they lie on disk."""
         size: int = self.shape.num_bytes(self.like.dtype)
@@ -121,13 +133,65 @@ class StoredTable(nn.Module):
             raise InputError(f"{self.shape} cannot share the factors of {other.shape}.")
         for name in self.FACTORS:
             setattr(self, name, getattr(other, name))
-        for name in (*self.SAVED_BUFFERS, *self.DERIVED_BUFFERS):
-            self.register_buffer(name, getattr(other, name), persistent=False)
+        self._take_buffers(other)
         self.origin = other.origin
         self.is_shared = True
         self._owner = [other]
         if not any(reader is self for reader in other._readers):
             other._readers.append(self)
+
+    def _take_buffers(self, other: StoredTable) -> None:
+        for name in (*self.SAVED_BUFFERS, *self.DERIVED_BUFFERS):
+            buffer = getattr(other, name)
+            if buffer is not None and buffer.is_meta:
+                # transformers gives storage to every tensor of a skeleton once, by one name only.
+                buffer = torch.empty_like(buffer)
+            self.register_buffer(name, buffer, persistent=False)
+
+    def tie_to(self, view: Any) -> None:
+        """Read the table that ``view`` stands for: what ``layer.weight = other.weight`` does.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If ``view`` is not the weight of a layer that stores its table in the same form.
+        """
+        other = view._table if isinstance(view, TableView) and not view._transposed else None
+        if other is self:
+            return
+        columns = self.shape.embedding_dim
+        if other is None or (other.FACTORS, other.shape.embedding_dim) != (self.FACTORS, columns):
+            raise UnsupportedModelError(
+                f"the weight of a {type(self).__name__} can be set to that of another layer with "
+                f"as many columns whose table is stored in the same form, not to {view!r}: call "
+                "kflats.to_dense_(model) first."
+            )
+        for reader in self._readers:
+            reader.own_()  # of the table that this module reads no longer
+        self._readers.clear()
+        self.shape = other.shape
+        self.share_with(other)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            self.tie_to(value)
+        else:
+            super().__setattr__(name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Cast or move; unlike parameters, buffers are replaced, so they are shared again."""
+        for owner in self._owner:
+            owner._apply(fn)
+            held = {name: self._buffers.pop(name) for name in self._shared_buffers}
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            self._buffers |= held
+            self._take_buffers(owner)
+            return self
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for reader in self._readers:
+            if reader.is_shared and reader._owner[0] is self:
+                reader._take_buffers(self)
+        return self
 
     def own_(self) -> None:
         """Save the tensors of the table with this module from now on."""

@@ -102,7 +102,8 @@ class Candidates:
             size = config.code_bytes(self.weight.numel())
             if size <= target_bytes:
                 settings = CodeSettings(**config.options)
-                codes = code_table(self.weight, size, settings=settings)
+                exact = torch.tensor(config.exact_ids, dtype=torch.int64, device=self.weight.device)
+                codes = code_table(self.weight, size, settings=settings, exact_ids=exact)
                 table = codes.table().to(self.weight.dtype)
                 yield self._candidate(f"int{bits}, fitted levels", table, codes.num_bytes, config)
                 return

@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from kflats.config import CompressionConfig
+from kflats.factors.shape import STORED
 from kflats.quantization.shape import CodeShape
 
 
@@ -16,7 +17,8 @@ def plain_config(config: CompressionConfig, weight: Tensor, bits: int) -> Compre
     Parameters
     ----------
     config : CompressionConfig
-        Gives modules, device and seed; its size, weights and exact rows are not used.
+        Gives modules, device and seed; its size and weights are not used, and of its exact rows
+        those that are zero.
     weight : Tensor of shape (num_embeddings, embedding_dim)
         The table.
     bits : int
@@ -30,12 +32,13 @@ def plain_config(config: CompressionConfig, weight: Tensor, bits: int) -> Compre
     5892742
     """
     num_embeddings, embedding_dim = weight.shape
+    zeros = tuple(i for i in sorted(set(config.exact_ids)) if not bool(weight[i].any()))
     shape = CodeShape(
         num_embeddings=num_embeddings,
         embedding_dim=embedding_dim,
-        counts=(num_embeddings,),
-        runs=(((bits, embedding_dim),),),
-        basis_ids=(0,),
+        counts=(num_embeddings - len(zeros), *([len(zeros)] if zeros else ())),
+        runs=(((bits, embedding_dim),), *([()] if zeros else ())),
+        basis_ids=(0, *([STORED] if zeros else ())),
         rotated=(False,),
     )
     return replace(
@@ -50,6 +53,6 @@ def plain_config(config: CompressionConfig, weight: Tensor, bits: int) -> Compre
         metric=None,
         sample_weight=None,
         relative=0.0,
-        exact_ids=(),
+        exact_ids=zeros,
         options={"rotated": False, "width": bits},
     )

@@ -162,7 +162,8 @@ class _Planner:
         self.model, self.weight, self.announce = model, table.weight, announce
         self.measure = metric
         self.target = config.code_bytes(table.weight.numel())
-        self.candidates = Candidates(table.weight, config)
+        kept = (*config.exact_ids, *table.zero_ids)
+        self.candidates = Candidates(table.weight, replace(config, exact_ids=kept))
         self.dense = None if metric is None else self._measured("the dense model")
 
     def plan(self, max_drop: float | None, n_confirm: int, everything: bool) -> Plan:

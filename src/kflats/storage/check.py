@@ -8,12 +8,15 @@ from typing import Any
 
 from kflats.errors import CheckpointError
 from kflats.storage.files import TensorHeader, check_tensors, read_headers, refuse_pickles
+from kflats.storage.locate import as_described
 from kflats.storage.manifest import Manifest, manifest_of_block
 from kflats.storage.plain import MANIFEST
 
 
 def check_folder(folder: Path) -> tuple[Manifest, dict[str, TensorHeader]]:
     """Return the description of a folder and its tensors, after comparing the two.
+
+    The tensors of tables have the names of the description.
 
     Raises
     ------
@@ -23,7 +26,7 @@ def check_folder(folder: Path) -> tuple[Manifest, dict[str, TensorHeader]]:
     """
     manifest, where = read_manifest(folder)
     refuse_pickles(folder)
-    found = read_headers(sorted(where.parent.glob("*.safetensors")))
+    found = as_described(manifest, read_headers(sorted(where.parent.glob("*.safetensors"))))
     check_tensors(manifest, found, where.parent, where.name)
     return manifest, found
 

@@ -194,7 +194,7 @@ class Manifest:
         layers = factor_layers(model)
         owners = owner_names(layers)
         for name, module in layers.items():
-            table = owners[id(module.coefficients)]
+            table = owners[module.table_id]
             if table == name:
                 storage = _storage(module.shape)
                 tables[name] = TableSpec(
@@ -303,14 +303,14 @@ def factor_layers(model: nn.Module) -> dict[str, StoredTable]:
 
 
 def owner_names(layers: dict[str, StoredTable]) -> dict[int, str]:
-    """Return the name of the module that owns each table, by the id of its coefficients.
+    """Return the name of the module that owns each table, by its ``table_id``.
 
     The owner is the one that shares from no other; of several, an embedding before a head.
     """
     order = sorted(layers, key=lambda name: _seniority(layers[name]))
     owners: dict[int, str] = {}
     for name in order:
-        owners.setdefault(id(layers[name].coefficients), name)
+        owners.setdefault(layers[name].table_id, name)
     return owners
 
 

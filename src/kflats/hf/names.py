@@ -1,0 +1,103 @@
+"""The names of tables in the files of a checkpoint and in the model that is loaded from them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, apply_renamings
+
+from kflats.hf.unpack import Unpack
+from kflats.layers.stored import FILE_NAMES
+from kflats.storage.locate import locate_tables
+from kflats.storage.manifest import Manifest
+
+Conversion = WeightRenaming | WeightConverter
+
+
+class FileNames:
+    """What transformers makes of the names in files while it loads a model.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A skeleton.
+    keys : collection of str
+        Names of the tensors in the files.
+    """
+
+    def __init__(self, model: Any, keys: Collection[str]) -> None:
+        self.keys = set(keys)
+        self._prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
+        found = get_model_conversion_mapping(model)
+        self._renamings = [each for each in found if isinstance(each, WeightRenaming)]
+
+    def rename(self, key: str) -> str:
+        """Return the name in memory, up to the prefix of the base model."""
+        return apply_renamings(key, self._renamings)
+
+    def loaded(self) -> set[str]:
+        """Return the names in memory, with the prefix of the base model and without it."""
+        names = {self.rename(key) for key in self.keys}
+        bare = {name.removeprefix(self._prefix) for name in names}
+        return names | bare | {self._prefix + name for name in bare}
+
+    def candidates(self, name: str) -> list[str]:
+        """Return the names that a module of a checkpoint may have in this model."""
+        bare = name.removeprefix(self._prefix)
+        return list(dict.fromkeys([name, self._prefix + name, bare]))
+
+    def locate(self, manifest: Manifest) -> dict[str, str]:
+        """Return the name in the files of every table that is there."""
+        return locate_tables(manifest, self.keys, self.rename)
+
+    def module(self, group: str) -> str:
+        """Return the name in memory of a module in the files."""
+        return self.rename(f"{group}.weight").removesuffix(".weight")
+
+    def conversions(
+        self, manifest: Manifest, groups: dict[str, str], owners: dict[str, str]
+    ) -> list[Conversion]:
+        """Return what leads from the names in the files to those of the layers.
+
+        Parameters
+        ----------
+        manifest : Manifest
+            What the files hold.
+        groups : dict
+            For every table the name of its module in the files.
+        owners : dict
+            For every table that this model has, the module that owns it.
+        """
+        found: list[Conversion] = []
+        for table, owner in owners.items():
+            spec = manifest.tables[table]
+            for key, leaf in FILE_NAMES.items():
+                stored = f"{groups.get(table, table)}.{leaf}"
+                if stored not in self.keys:
+                    continue
+                ends = f"^{re.escape(self.rename(stored))}$", f"{owner}.{key}"
+                unpacked = key == "coefficients" and spec.is_entropy_coded
+                found.append(
+                    WeightConverter(*ends, [Unpack(spec)]) if unpacked else WeightRenaming(*ends)
+                )
+        return found
+
+
+def renamings(manifest: Manifest) -> list[Conversion]:
+    """Return the conversions from the names in files to those in memory where both are the same.
+
+    transformers applies them backwards when it saves. Tensors that are entropy-coded in the file
+    are unpacked as well.
+    """
+    found: list[Conversion] = []
+    for name, spec in manifest.tables.items():
+        for key, leaf in FILE_NAMES.items():
+            ends = f"{name}.{leaf}", f"{name}.{key}"
+            unpacked = key == "coefficients" and spec.is_entropy_coded
+            found.append(
+                WeightConverter(*ends, [Unpack(spec)]) if unpacked else WeightRenaming(*ends)
+            )
+    return found
