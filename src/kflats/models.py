@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from kflats.companions import sentence_class
 from kflats.errors import CheckpointError, InputError, MissingExtraError
 from kflats.storage.check import read_json
 from kflats.storage.plain import MANIFEST
@@ -60,8 +61,8 @@ def open_model(name: str, *, base_model: bool = False) -> Any:
     Returns
     -------
     nn.Module
-        A SentenceTransformer where the folder says so, else a transformers model of the class
-        it was saved from.
+        A SentenceTransformer, CrossEncoder, SparseEncoder or MultiVectorEncoder where the folder
+        says so, else a transformers model of the class it was saved from.
 
     Raises
     ------
@@ -90,7 +91,10 @@ def open_model(name: str, *, base_model: bool = False) -> Any:
 
 
 def open_sentence_model(name: str) -> Any:
-    """Load a SentenceTransformer; a model without a recipe of its own gets mean pooling."""
+    """Load a model of sentence-transformers, of the class that its folder says.
+
+    A model without a recipe of its own becomes a SentenceTransformer with mean pooling.
+    """
     source = resolve(name)
     try:
         from sentence_transformers import SentenceTransformer
@@ -101,6 +105,8 @@ def open_sentence_model(name: str) -> Any:
             from kflats.storage.check import check_folder
 
             check_folder(Path(source))
+        if (Path(source) / "modules.json").exists():
+            return sentence_class(Path(source))(source, device="cpu")
         return SentenceTransformer(source, device="cpu")
 
 

@@ -157,14 +157,16 @@ def steps(title: str, total: int) -> Iterator[Callable[[str], None]]:
 def tokenizer_saver(
     opened: nn.Module, name: str, *, always: bool = False
 ) -> Callable[[Path], None] | None:
-    """Return a function that adds the tokenizer to a folder, where the model does not itself."""
+    """Return a function that adds tokenizer and processors, where the model does not itself."""
     if hasattr(opened, "tokenizer") and not always:
         return None
 
     def add(folder: Path) -> None:
+        from kflats.companions import copy_processors
         from kflats.errors import CheckpointError
-        from kflats.models import tokenizer_of
+        from kflats.models import resolve, tokenizer_of
 
+        copy_processors(resolve(name), folder)
         try:
             tokenizer_of(opened, name).save_pretrained(str(folder))
         except CheckpointError:

@@ -182,7 +182,8 @@ class StoredTable(nn.Module):
         """Cast or move; unlike parameters, buffers are replaced, so they are shared again."""
         for owner in self._owner:
             owner._apply(fn)
-            held = {name: self._buffers.pop(name) for name in self._shared_buffers}
+            names = (*self.SAVED_BUFFERS, *self.DERIVED_BUFFERS)
+            held = {name: self._buffers.pop(name) for name in names}
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
             self._buffers |= held
             self._take_buffers(owner)

@@ -187,8 +187,9 @@ def load(folder: str | os.PathLike[str], *, model: nn.Module | None = None, **op
 
     Returns
     -------
-    SentenceTransformer, PreTrainedModel or nn.Module
-        In evaluation mode for the first two, as those libraries do.
+    SentenceTransformer, CrossEncoder, SparseEncoder, PreTrainedModel or nn.Module
+        Of the class it was saved from; in evaluation mode except for plain modules, as those
+        libraries do.
 
     Raises
     ------
@@ -201,9 +202,9 @@ def load(folder: str | os.PathLike[str], *, model: nn.Module | None = None, **op
         raise CheckpointError(f"{source} is not a folder; give one that kflats.save wrote.")
     check_folder(source)
     if (source / "modules.json").exists():
-        from sentence_transformers import SentenceTransformer
+        from kflats.companions import sentence_class
 
-        return SentenceTransformer(str(source), **options)
+        return sentence_class(source)(str(source), **options)
     if (source / "config.json").exists():
         return _architecture(source).from_pretrained(source, **options)
     if model is None:
