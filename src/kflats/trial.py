@@ -1,4 +1,4 @@
-"""A trial before tables are replaced: does the model compute the same from a table that is no matrix?
+"""A trial before tables are replaced: whether the model needs them as matrices.
 
 Some models do more with a table than to look up rows and to multiply with it: MobileBERT joins its
 head with another matrix, others read the values of rows they choose. What they do stands in their
@@ -64,7 +64,7 @@ def _check(dense: Any, table: Table, names: dict[int, str]) -> None:
         inputs = _inputs(dense.get_submodule(part), table.weight)
         try:
             expected = _outputs(dense.get_submodule(part), inputs)
-        except Exception:  # noqa: BLE001, S112  what the dense model cannot do is not ours to judge
+        except Exception:  # noqa: BLE001  what the dense model cannot do is not ours to judge
             continue
         try:
             found = _outputs(stand_in.get_submodule(part), inputs)
@@ -79,9 +79,9 @@ def _check(dense: Any, table: Table, names: dict[int, str]) -> None:
 
 def _refusal(model: nn.Module, table: Table, what: str) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"{type(model).__name__} {what} when {table.name!r} is not stored as a matrix: it does more "
-        "with the table than look up rows and multiply by it, so kflats cannot replace it. Load "
-        "the model without its head (AutoModel, or --base-model), or name other tables with "
+        f"{type(model).__name__} {what} when {table.name!r} is not stored as a matrix: it does "
+        "more with the table than look up rows and multiply by it, so kflats cannot replace it. "
+        "Load the model without its head (AutoModel, or --base-model), or name other tables with "
         "modules=[...]."
     )
 
@@ -222,4 +222,5 @@ def _as_is(module: Any) -> StoredTable:
         layer = _Embedding(shape, padding_idx=module.padding_idx, scale=scale_of(module))
         layer.dense_class = dense_class_of(module)
     layer.coefficients = module.weight
-    return layer
+    result: StoredTable = layer
+    return result

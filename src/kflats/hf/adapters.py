@@ -52,7 +52,8 @@ def _setup_prompt_encoder(original: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def _tables_as_parameters(model: nn.Module) -> Iterator[None]:
     """Let transformers models among ``model`` and its children list their tables as weights."""
-    parts = [each for each in (model, *model.children()) if hasattr(each, "get_input_embeddings")]
+    everything: list[Any] = [model, *model.children()]
+    parts = [each for each in everything if hasattr(each, "get_input_embeddings")]
     parts = [each for each in parts if isinstance(each.get_input_embeddings(), StoredTable)]
     for part in parts:
         vars(part)["named_parameters"] = _with_tables(part)

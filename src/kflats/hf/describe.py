@@ -73,6 +73,7 @@ def index_tables(model: nn.Module) -> None:
     """Find the places of rows and columns again after the labels and pivots were read."""
     layers = factor_layers(model)
     for layer in layers.values():
+        layer.is_loading = False
         for owner in layer._owner:
             layer.share_with(owner)  # what was read has replaced its buffers
     for name in owner_names(layers).values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from typing import Any
+from typing import Any, TypeAlias
 
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, apply_renamings
@@ -14,7 +14,7 @@ from kflats.layers.stored import FILE_NAMES
 from kflats.storage.locate import locate_tables
 from kflats.storage.manifest import Manifest
 
-Conversion = WeightRenaming | WeightConverter
+Conversion: TypeAlias = WeightRenaming | WeightConverter
 
 
 class FileNames:
@@ -36,7 +36,8 @@ class FileNames:
 
     def rename(self, key: str) -> str:
         """Return the name in memory, up to the prefix of the base model."""
-        return apply_renamings(key, self._renamings)
+        name: str = apply_renamings(key, self._renamings)
+        return name
 
     def loaded(self) -> set[str]:
         """Return the names in memory, with the prefix of the base model and without it."""

@@ -38,7 +38,7 @@ def install() -> None:
     if not hasattr(found, _MARK):
         wrapped = _get_config_dict(found)
         setattr(wrapped, _MARK, True)
-        PreTrainedConfig.get_config_dict = classmethod(wrapped)  # type: ignore[method-assign]
+        PreTrainedConfig.get_config_dict = classmethod(wrapped)
 
 
 def _get_config_dict(original: Callable[..., Any]) -> Callable[..., Any]:

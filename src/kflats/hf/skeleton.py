@@ -53,6 +53,7 @@ def insert_layers(model: Any, manifest: Manifest, names: FileNames) -> dict[str,
     layers = here.build()
     _check_left_out(model, manifest, owners, names, set(layers))
     for name, layer in layers.items():
+        layer.is_loading = True
         layer.take_over(model.get_submodule(name))
         replace_module(model, name, layer)
     declare_ties(model)
@@ -98,7 +99,7 @@ def _check_left_out(
     filled = loaded | {target for target, source in ties.items() if source in loaded}
     for name, module in model.named_modules():
         is_table = isinstance(module, nn.Embedding | nn.Linear) and name not in inserted
-        table = sizes.get(tuple(module.weight.shape)) if is_table else None  # type: ignore[arg-type]
+        table = sizes.get(tuple(module.weight.shape)) if is_table else None
         if table is not None and f"{name}.weight" not in filled:
             raise CheckpointError(
                 f"the checkpoint has a factorised table {table!r}, and {type(model).__name__} has "
@@ -134,8 +135,10 @@ def _with_class_ties(model: Any, manifest: Manifest, names: FileNames) -> Manife
 def _spec_of(module: nn.Module, name: str, table: str) -> ModuleSpec:
     if type(module) is nn.Linear:
         return ModuleSpec(kind="linear", table=table)
-    if type(module) is nn.Embedding:
-        return ModuleSpec(kind="embedding", table=table, padding_idx=module.padding_idx)
+    scale = 1.0 if type(module) is nn.Embedding else getattr(module, "embed_scale", None)
+    if isinstance(module, nn.Embedding) and type(scale) in (int, float):
+        padding_idx, scale = module.padding_idx, float(scale)  # type: ignore[arg-type]
+        return ModuleSpec(kind="embedding", table=table, padding_idx=padding_idx, scale=scale)
     raise CheckpointError(
         f"the model ties {name!r}, a {type(module).__name__}, to a factorised table, and the "
         "checkpoint does not say how it reads it: load it with the class it was saved from."

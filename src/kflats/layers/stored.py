@@ -48,6 +48,8 @@ class StoredTable(nn.Module):
         Sizes.
     is_shared : bool
         Whether the tensors belong to another module, which saves them.
+    is_loading : bool
+        Whether values are being read into a skeleton, so that rows cannot be computed yet.
     origin : dict
         How the table was made, for reports and model cards; empty if unknown.
     """
@@ -65,6 +67,7 @@ class StoredTable(nn.Module):
         self.shape = shape
         self.origin: dict[str, Any] = {}
         self.is_shared = False
+        self.is_loading = False
         # In lists, so that they are no sub-modules.
         self._owner: list[StoredTable] = []
         self._readers: list[StoredTable] = []

@@ -89,7 +89,15 @@ class TableView:
             ids = ids.long()
         if ids.is_floating_point() or ids.dtype == torch.bool:
             self._refuse("[...]")
+        if self._table.is_loading:
+            return self._initialized(ids)
         return self._table.rows(torch.where(ids < 0, ids + len(self), ids))
+
+    def _initialized(self, ids: Tensor) -> Tensor:
+        """Return rows that transformers takes for read: it sets those of the padding to zero."""
+        rows = self._table.like.new_zeros(*ids.shape, self.shape[1])
+        rows._is_hf_initialized = True  # type: ignore[attr-defined]
+        return rows
 
     def __rmatmul__(self, hidden: Tensor) -> Tensor:
         return self._product(hidden)

@@ -47,8 +47,9 @@ def locate_tables(
 
     for name in leaves:
         take(name, lambda group, name=name: group == name)  # type: ignore[misc]
-    for name in leaves if rename is not None else ():
-        take(name, lambda group, name=name: _renamed(group, rename) == name)  # type: ignore[misc]
+    inner = (lambda name: name) if rename is None else rename
+    for name in leaves:
+        take(name, lambda group, name=name: _renamed(group, inner) == name)  # type: ignore[misc]
     for name in leaves:
         take(name, lambda group, name=name: _tail(group) == _tail(name))  # type: ignore[misc]
     for name, own in leaves.items():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kflats.errors import CheckpointError, InputError
 from kflats.layers import StoredTable, TableBag, TableLinear, replace_module
 from kflats.layers.stored import FILE_NAMES
+from kflats.storage.buffers import check_buffers, fill_buffers
 from kflats.storage.manifest import FORMAT_VERSION, Manifest, factor_layers
 
 MANIFEST = "kflats.json"
@@ -58,6 +59,7 @@ def read_plain(folder: Path, manifest: Manifest, model: nn.Module) -> nn.Module:
         except (InputError, CheckpointError) as error:
             raise CheckpointError(f"{folder / WEIGHTS}: {name}: {error}") from error
 
+    check_buffers(model)
     layers = manifest.build(fill)
     rest = {key: value for key, value in tensors.items() if not _is_factor(key, layers)}
     _check_same(folder, model, layers, rest)
@@ -66,6 +68,7 @@ def read_plain(folder: Path, manifest: Manifest, model: nn.Module) -> nn.Module:
         replace_module(model, name, layer)
     on_meta = any(p.is_meta for p in [*model.parameters(), *model.buffers()])
     model.load_state_dict(rest, strict=False, assign=on_meta)
+    fill_buffers(model)
     return model
 
 
