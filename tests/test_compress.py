@@ -205,3 +205,37 @@ def test_contradictory_configs_are_refused(config: dict[str, Any], message: str)
 def test_model_that_is_the_embedding_itself_is_refused() -> None:
     with pytest.raises(InputError, match="the model is itself the embedding"):
         compress_(nn.Embedding(90, 8), HALF)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"compression": 0.4},
+        {"compression": 0.6, "n_clusters": 1},
+        {"compression": 0.4, "method": "projective", "n_clusters": 2},
+        {"compression": 0.4, "method": "projective", "n_clusters": 2, "affine": True},
+        {"compression": 0.4, "method": "svd"},
+        {"bits": 4.0},
+        {"bits": 2.5, "exact_ids": (1,)},
+    ],
+)
+def test_padding_adds_nothing_to_a_sum(settings: dict[str, Any]) -> None:
+    model = nn.Sequential(nn.Embedding(600, 24, padding_idx=5))
+    with torch.no_grad():
+        model[0].weight += 0.5
+        model[0].weight[5] = 0.0
+    report = compress_(model, CompressionConfig(**settings))
+    assert not model[0](torch.tensor([5])).any()
+    assert not model[0].dense_rows()[5].any()
+    if "compression" in settings:
+        assert report.tables[0].compression >= settings["compression"]
+    else:
+        assert report.tables[0].bytes_after <= settings["bits"] * 600 * 24 / 8
+
+
+def test_padding_row_that_is_not_zero_costs_nothing() -> None:
+    model = nn.Sequential(nn.Embedding(600, 24, padding_idx=5))
+    with torch.no_grad():
+        model[0].weight[5] = 1.0
+    report = compress_(model, CompressionConfig(bits=4.0))
+    assert report.tables[0].shape.n_exact == 0

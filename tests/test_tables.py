@@ -159,3 +159,31 @@ def test_scale_of_a_float64_table() -> None:
 def test_embedding_that_does_something_else_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="Normed does more than look up"):
         scale_of(Normed(30, 8))
+
+
+class Marked(Scaled):
+    """Gives one id a row of its own, as the embedding of T5Gemma 2 does."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__(30, 8)
+        self.mark = nn.Parameter(torch.ones(8)) if own else None
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
+        rows = super().forward(input)
+        mark = torch.ones(8) if self.mark is None else self.mark
+        return torch.where((input == 13)[..., None], mark, rows)
+
+
+@pytest.mark.parametrize(("own", "message"), [(True, "it has mark too"), (False, "does more")])
+def test_row_outside_the_table_is_refused(own: bool, message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        scale_of(Marked(own))
+
+
+def test_zero_rows_of_the_padding_are_known() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4, padding_idx=2))
+    (table,) = find_tables(model)
+    assert table.zero_ids == (2,)
+    with torch.no_grad():
+        model[0].weight[2, 1] = 0.5
+    assert table.zero_ids == ()

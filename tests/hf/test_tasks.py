@@ -102,5 +102,7 @@ def test_decoder_alone_gets_the_shared_factors_or_an_error(method: str, tmp_path
 
 def test_model_without_such_an_embedding_is_refused(tmp_path: Path) -> None:
     compressed("bert")[0].save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"table 'bert.embeddings.* GPT2Model has 'wte' of the same"):
+    with pytest.raises(
+        CheckpointError, match=r"table 'bert.embeddings.* GPT2Model has 'wte' of the same"
+    ):
         transformers.GPT2Model.from_pretrained(tmp_path)
