@@ -24,7 +24,7 @@ from kflats.layers import (
     StoredTable,
     replace_module,
 )
-from kflats.linalg import check_table, row_blocks, squared_norm
+from kflats.linalg import are_safe, check_table, row_blocks, scaled_error, squared_norm
 from kflats.quantization.codes import Codes
 from kflats.quantization.search import fit_codes
 from kflats.quantization.shape import CodeShape
@@ -196,11 +196,13 @@ def _coded_layer(module: Reader, codes: Codes) -> StoredTable:
 
 def _layer_error(layer: StoredTable, weight: Tensor) -> float:
     """Return the relative error of the rows that the layer gives, before any scale."""
-    error = 0.0
+
+    def rows(block: slice) -> Tensor:
+        return layer.rows(torch.arange(block.start, block.stop, device=weight.device))
+
     with torch.no_grad():
+        error, norm = 0.0, squared_norm(weight)
         for block in row_blocks(*weight.shape):
-            ids = torch.arange(block.start, block.stop, device=weight.device)
-            rows = layer.rows(ids).to(torch.float64)
-            error += float((weight[block].to(torch.float64) - rows).square_().sum())
-    norm = squared_norm(weight)
-    return (error / norm) ** 0.5 if norm else float(error > 0)
+            difference = weight[block].to(torch.float64) - rows(block).to(torch.float64)
+            error += float(difference.square_().sum())
+        return (error / norm) ** 0.5 if are_safe(error, norm) else scaled_error(weight, rows)

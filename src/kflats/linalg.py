@@ -8,7 +8,7 @@ block instead of as a whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,7 +18,11 @@ from torch import Tensor
 
 from kflats.errors import InputError
 
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""What a table may hold."""
+
 _BLOCK_ELEMENTS = 1 << 21
+_SAFE_SQUARES = 2.0**-900, 2.0**1000
 
 
 def row_blocks(n_rows: int, width: int) -> Iterator[slice]:
@@ -62,17 +66,24 @@ def first_nonfinite_row(table: Tensor) -> int | None:
     return None
 
 
+def check_dtype(table: Tensor, name: str = "table") -> None:
+    """Raise :class:`InputError` unless ``table`` holds floats that can be computed with."""
+    if table.dtype not in FLOATS:
+        remedy = ".real or .abs()" if table.is_complex() else ".float()"
+        raise InputError(
+            f"{name} has dtype {table.dtype}; a floating dtype of 16, 32 or 64 bits is needed: "
+            f"{', '.join(map(str, FLOATS))}. Call {remedy} first."
+        )
+
+
 def check_table(table: Tensor, name: str = "table") -> None:
-    """Raise :class:`InputError` unless ``table`` is a finite, non-empty floating matrix."""
+    """Raise :class:`InputError` unless ``table`` is a finite, non-empty matrix of ``FLOATS``."""
     if table.ndim != 2 or 0 in table.shape:
         raise InputError(
             f"{name} has shape {tuple(table.shape)}; a matrix of shape (rows, columns) with at "
             "least one of each is needed."
         )
-    if not table.is_floating_point():
-        raise InputError(
-            f"{name} has dtype {table.dtype}; a floating dtype is needed: call .float() first."
-        )
+    check_dtype(table, name)
     row = first_nonfinite_row(table)
     if row is not None:
         raise InputError(
@@ -186,6 +197,8 @@ def echelon_form(basis: Tensor) -> tuple[Tensor, Tensor]:
 def relative_error(table: Tensor, approximation: Tensor) -> float:
     """Return ``||A - B||_F / ||A||_F`` (not squared), accumulated in float64.
 
+    Values whose squares leave the range of float64 are measured as well as others.
+
     Raises
     ------
     InputError
@@ -202,13 +215,23 @@ def relative_error(table: Tensor, approximation: Tensor) -> float:
             f"shapes differ: {tuple(table.shape)} and {tuple(approximation.shape)}; "
             "give two matrices of one shape."
         )
-    return math.sqrt(squared_relative_error(table, approximation))
+    error, norm = _squares(table, approximation, None)
+    if are_safe(error, norm):
+        return math.sqrt(error / norm)
+    return scaled_error(table, approximation.__getitem__)
 
 
 def squared_relative_error(
     table: Tensor, approximation: Tensor, weights: Tensor | None = None
 ) -> float:
     """Return the (weighted) squared error of the rows over their squared norms, in float64."""
+    error, norm = _squares(table, approximation, weights)
+    if are_safe(error, norm):
+        return error / norm
+    return scaled_error(table, approximation.__getitem__, weights) ** 2
+
+
+def _squares(table: Tensor, approximation: Tensor, weights: Tensor | None) -> tuple[float, float]:
     error = 0.0
     for block in row_blocks(*table.shape):
         difference = table[block].to(torch.float64) - approximation[block].to(torch.float64)
@@ -216,5 +239,65 @@ def squared_relative_error(
         if weights is not None:
             errors *= weights[block]
         error += float(errors.sum())
-    norm = squared_norm(table, weights)
+    return error, squared_norm(table, weights)
+
+
+def are_safe(*squares: float) -> bool:
+    """Return whether sums of squares are neither 0 nor near the ends of the range of float64."""
+    low, high = _SAFE_SQUARES
+    return all(low <= square <= high for square in squares)
+
+
+def scaled_error(
+    table: Tensor, rows: Callable[[slice], Tensor], weights: Tensor | None = None
+) -> float:
+    """Return the (weighted) relative error, not squared, whatever the magnitudes.
+
+    Slower than a plain sum of squares. 0 for a table of zeros that comes back, 1 for one that
+    does not.
+
+    Parameters
+    ----------
+    table : Tensor of shape (n, d)
+        Finite values.
+    rows : callable
+        Returns the rows of the approximation for a slice of the table.
+    weights : Tensor of shape (n,), optional
+        Of the squared errors.
+    """
+    error, norm = (scaled_norm(norms) for norms in row_norms(table, rows, weights))
     return error / norm if norm else float(error > 0)
+
+
+def row_norms(
+    table: Tensor, rows: Callable[[slice], Tensor], weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the (weighted) norms of the errors and of the rows, not squared, in one unit.
+
+    See :func:`scaled_error`. Both are of shape (n,), float64; the unit is a power of two, 1 unless
+    the norms could overflow or be rounded.
+    """
+    peak = max(float(table[block].abs().amax()) for block in row_blocks(*table.shape))
+    unit = 2.0**-64 if peak > 2.0**900 else 2.0**128 if peak < 2.0**-800 else 1.0
+    found = torch.empty(2, len(table), dtype=torch.float64, device=table.device)
+    for block in row_blocks(*table.shape):
+        wide = table[block].to(torch.float64) * unit
+        found[0, block] = _norms(wide - rows(block).to(torch.float64) * unit)
+        found[1, block] = _norms(wide)
+    if weights is not None:
+        found *= weights.to(found).sqrt()
+    return found[0], found[1]
+
+
+def _norms(rows: Tensor) -> Tensor:
+    largest = rows.abs().amax(1, keepdim=True)
+    unit = torch.where(largest > 0, largest, 1.0)
+    return (rows / unit).square_().sum(1).sqrt_() * largest.squeeze(1)
+
+
+def scaled_norm(values: Tensor) -> float:
+    """Return the root of the sum of squares of a vector, which may lie out of range themselves."""
+    largest = values.abs().amax()
+    if float(largest) == 0 or not math.isfinite(float(largest)):
+        return float(largest)
+    return float(largest * (values / largest).square().sum().sqrt())

@@ -9,6 +9,7 @@ from sklearn.decomposition import MiniBatchDictionaryLearning, sparse_encode
 from torch import Tensor
 
 from kflats.errors import BudgetError
+from kflats.units import Unit
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def dictionary_error(
             f"a dictionary of {n_atoms} x {d} leaves no coefficient for {n} rows at "
             f"compression={compression}: use fewer atoms."
         )
-    rows = table.detach().double().cpu().numpy()
+    rows = Unit.of(table.detach()).divide(table.detach()).double().cpu().numpy()
     learner = MiniBatchDictionaryLearning(
         n_atoms,
         max_iter=max_iter,

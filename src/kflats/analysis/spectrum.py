@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kflats.linalg import check_table, eigh_ascending, row_blocks, working_dtype
+from kflats.units import Unit
 
 SHARES = (0.5, 0.8, 0.9, 0.95, 0.99)
 
@@ -19,7 +20,8 @@ class Spectrum:
     Attributes
     ----------
     energies : Tensor of shape (embedding_dim,), float64
-        Descending; they sum to the squared norm of the table.
+        Descending; they sum to the squared norm of the table, which is divided by a power of two
+        first if squares would leave the range of floats.
     """
 
     energies: Tensor
@@ -28,6 +30,7 @@ class Spectrum:
     def of(cls, table: Tensor) -> Spectrum:
         """Compute it from the second moments, reading the table block by block."""
         check_table(table)
+        table = Unit.of(table).divide(table)
         compute = working_dtype(table.dtype)
         moments = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64)
         for block in row_blocks(*table.shape):

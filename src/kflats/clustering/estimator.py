@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kflats.clustering import arrays
 from kflats.clustering.arrays import Array
-from kflats.clustering.lloyd import assign
+from kflats.clustering.fitted import Fitted
 from kflats.clustering.losses import LOSSES
 from kflats.clustering.plans import FitProgress, plan_of
 from kflats.clustering.projection import place, project
@@ -31,6 +31,7 @@ from kflats.clustering.rows import Rows
 from kflats.clustering.runs import Run, best_of_coreset, best_run
 from kflats.errors import InputError
 from kflats.factors.budget import Budget
+from kflats.units import Unit
 
 
 class ProjectiveClustering(
@@ -112,7 +113,8 @@ class ProjectiveClustering(
         A point of each flat; None unless ``affine``.
     inertia_ : float
         Weighted sum of the losses, for 'squared' of the squared distances, in squared units of
-        ``X``; from residuals, accumulated in float64.
+        ``X``; from residuals, accumulated in float64. Rows of any magnitude are fitted equally
+        well, but this is infinite or 0 where squares leave the range of float64.
     cluster_inertia_ : array of shape (n_clusters,), float64
         Its share per cluster.
     price_ : float
@@ -240,20 +242,20 @@ class ProjectiveClustering(
         """
         self._validate_params()
         table = self._table(X, reset=True)
-        rows = self._rows(table, sample_weight)
-        plan, random = plan_of(self, rows), check_random_state(self.random_state)
+        unit = Unit.of(table)
+        rows = self._rows(unit.divide(table), sample_weight)
+        plan, random = plan_of(self, rows, unit), check_random_state(self.random_state)
         if plan.coreset is None:
             best = best_run(rows, plan, random)
         else:
             best = best_of_coreset(rows, plan, random)
-        self._keep(best, rows, X)
+        self._keep(best, rows, X, unit)
         return self
 
     def predict(self, X: Array) -> Array:
         """Return the index of the nearest subspace of every row, shape (n_samples,), int64."""
         check_is_fitted(self)
-        rows = self._fitted_rows(self._table(X, reset=False))
-        return arrays.like(assign(rows, self._flats, loss=self._loss)[0], X)
+        return arrays.like(self._fitted.labels(self._table(X, reset=False)), X)
 
     def transform(self, X: Array) -> Array:
         """Return every row's coefficients in the basis of its nearest subspace.
@@ -270,9 +272,13 @@ class ProjectiveClustering(
             that each row belongs to is what :meth:`predict` returns.
         """
         check_is_fitted(self)
-        rows = self._fitted_rows(self._table(X, reset=False))
-        labels = assign(rows, self._flats, loss=self._loss)[0]
-        return arrays.like(project(rows, labels, *self._bases_and_means(rows)), X)
+        table, like = self._table(X, reset=False), self._fitted.flats.eigenvectors
+        labels = self._fitted.labels(table)
+        rows = Rows(table.to(like.device), None, like.dtype)
+        bases, means = self.bases_, self.means_
+        bases = arrays.as_tensor(bases).to(like)
+        means = None if means is None else arrays.as_tensor(means).to(like)
+        return arrays.like(project(rows, labels, bases, means), X)
 
     def inverse_transform(self, X: Array, labels: Array | None = None) -> Array:
         """Return rows from coefficients.
@@ -309,9 +315,7 @@ class ProjectiveClustering(
     def score(self, X: Array, y: None = None, sample_weight: Array | None = None) -> float:  # noqa: ARG002
         """Return minus the inertia of ``X``: the larger, the better the subspaces fit."""
         check_is_fitted(self)
-        rows = self._fitted_rows(self._table(X, reset=False), sample_weight)
-        labels = assign(rows, self._flats, loss=self._loss)[0]
-        return -Run.of(rows, labels, self._flats, [], self._loss).inertia
+        return -self._fitted.inertia(self._table(X, reset=False), sample_weight)
 
     def _check_labels(self, coefficients: Tensor, labels: Array | None) -> Tensor:
         n_clusters, rank, _ = self.bases_.shape
@@ -351,39 +355,26 @@ class ProjectiveClustering(
             weights = arrays.check_weights(sample_weight, len(table), table.device, dtype)
         return Rows.of(table, weights, dtype, self.affine)
 
-    def _fitted_rows(self, table: Tensor, sample_weight: Array | None = None) -> Rows:
-        flats, shift = self._flats, self._shift
-        table = table.to(flats.eigenvectors.device)
-        dtype = flats.eigenvectors.dtype
-        weights = None
-        if sample_weight is not None:
-            weights = arrays.check_weights(sample_weight, len(table), table.device, dtype)
-        return Rows(table, weights, dtype, shift)
-
-    def _bases_and_means(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
-        bases = arrays.as_tensor(self.bases_).to(rows.table.device, rows.dtype)
-        if self.means_ is None:
-            return bases, None
-        return bases, arrays.as_tensor(self.means_).to(rows.table.device, rows.dtype)
-
-    def _keep(self, best: Run, rows: Rows, X: Array) -> None:
-        self._flats, self._shift, self._loss = best.flats, rows.shift, best.loss
+    def _keep(self, best: Run, rows: Rows, X: Array, unit: Unit) -> None:
+        self._fitted = Fitted(best.flats, best.loss, rows.shift, unit)
+        degree, scale = best.loss.degree, best.loss.scale
         self.labels_ = arrays.like(best.labels, X)
         self.bases_ = arrays.like(best.flats.bases, X)
         means = best.flats.means
         if means is not None and rows.shift is not None:
             means = means + rows.shift
-        self.means_ = None if means is None else arrays.like(means, X)
-        self.cluster_inertia_ = arrays.like(best.cluster_inertia, X)
-        self.inertia_ = best.inertia
-        self.inertia_history_ = best.history
+        self.means_ = None if means is None else arrays.like(unit.multiply(means), X)
+        parts = [unit.times(part, degree) for part in best.cluster_inertia.tolist()]
+        self.cluster_inertia_ = arrays.like(best.cluster_inertia.new_tensor(parts), X)
+        self.inertia_ = unit.times(best.inertia, degree)
+        self.inertia_history_ = [unit.times(inertia, degree) for inertia in best.history]
         self.n_iter_ = len(best.history)
         self.ranks_ = best.flats.ranks
-        self.price_ = best.flats.price
-        self.loss_scale_ = best.loss.scale
+        self.price_ = unit.times(best.flats.price, degree)
+        self.loss_scale_ = None if scale is None else unit.times(scale, 1)
         self._n_features_out = max(self.ranks_)
         n_empty = int((torch.bincount(best.labels, minlength=self.n_clusters) == 0).sum())
-        if n_empty and self.price_ == 0:
+        if n_empty and best.flats.price == 0:
             warnings.warn(
                 f"{n_empty} of n_clusters={self.n_clusters} clusters are empty: the other "
                 "subspaces already hold every row. Fewer clusters or a smaller rank do as well.",

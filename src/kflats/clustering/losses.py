@@ -68,6 +68,11 @@ class Loss:
         """Whether it is the plain squared distance."""
         return self.name == "squared" or (self.name in ("power", "lp") and self.power == 2)
 
+    @property
+    def degree(self) -> float:
+        """Power of the unit of the rows that the loss is measured in."""
+        return self.power if self.name in ("power", "lp") else 2.0
+
     def scaled(self, median: float) -> Loss:
         """Return the loss with its default scale for this median distance, if it has none."""
         if self.scale is not None or self.name == "squared":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -16,6 +16,7 @@ from kflats.clustering.ranks import FixedRanks, PricedRanks, RankRule
 from kflats.clustering.rows import Rows
 from kflats.errors import BudgetError, InputError
 from kflats.factors.budget import Budget
+from kflats.units import Unit
 
 _STARTS = {"random": 10}
 
@@ -60,8 +61,11 @@ class Plan:
     callback: Callable[[FitProgress], None] | None
 
 
-def plan_of(estimator: Any, rows: Rows) -> Plan:
-    """Return the plan of an estimator for these rows; InputError if the two do not fit."""
+def plan_of(estimator: Any, rows: Rows, unit: Unit) -> Plan:
+    """Return the plan of an estimator for these rows; InputError if the two do not fit.
+
+    ``unit`` is what the rows were divided by.
+    """
     k = estimator.n_clusters
     if len(rows) < k:
         raise InputError(f"n_samples={len(rows)} should be >= n_clusters={k}.")
@@ -70,6 +74,9 @@ def plan_of(estimator: Any, rows: Rows) -> Plan:
         n_init = _STARTS.get(init, 1)
     else:
         init = arrays.check_labels(init, len(rows), k, rows.table.device, "init")
+    loss = Loss(estimator.loss, estimator.loss_scale, estimator.loss_power)
+    if loss.scale is not None:
+        loss = replace(loss, scale=unit.bounded(loss.scale))
     return Plan(
         n_clusters=k,
         rule=_rule(estimator, rows),
@@ -80,10 +87,23 @@ def plan_of(estimator: Any, rows: Rows) -> Plan:
         affine=estimator.affine,
         leave_one_out=estimator.assignment == "leave_one_out",
         search_dtype=arrays.choose_search_dtype(estimator.search_dtype, rows),
-        loss=Loss(estimator.loss, estimator.loss_scale, estimator.loss_power),
+        loss=loss,
         coreset=_coreset(estimator, rows),
-        callback=estimator.callback,
+        callback=_in_unit(estimator.callback, unit, loss.degree),
     )
+
+
+def _in_unit(
+    callback: Callable[[FitProgress], None] | None, unit: Unit, degree: float
+) -> Callable[[FitProgress], None] | None:
+    """Return a callback that is told the inertia of the rows as they were given."""
+    if callback is None or unit.is_one:
+        return callback
+
+    def told(progress: FitProgress) -> None:
+        callback(replace(progress, inertia=unit.times(progress.inertia, degree)))
+
+    return told
 
 
 def _coreset(estimator: Any, rows: Rows) -> int | None:

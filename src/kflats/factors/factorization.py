@@ -13,8 +13,17 @@ from kflats.clustering import FitProgress, ProjectiveClustering
 from kflats.clustering.projection import project
 from kflats.clustering.rows import Rows
 from kflats.factors.budget import Budget
+from kflats.factors.measure import check_factors, norms_if_needed, squares
 from kflats.factors.shape import FactorShape
-from kflats.linalg import by_cluster, check_table, echelon_form, row_blocks, working_dtype
+from kflats.linalg import (
+    by_cluster,
+    check_table,
+    echelon_form,
+    row_blocks,
+    scaled_norm,
+    working_dtype,
+)
+from kflats.units import Unit
 from kflats.weighting.metric import FeatureMetric
 
 PAPER = {"init": "random", "n_init": 10, "assignment": "nearest", "tol": 0.0}
@@ -40,13 +49,17 @@ class Factorization:
         A point of every flat, for affine fits.
     squared_errors : Tensor of shape (n_clusters,), float64
         ``||A - A_hat||_F ** 2`` of the rows of each cluster, unweighted, of the stored factors.
+        Infinite or 0 where the squares leave the range of float64; the relative errors are not.
     squared_norms : Tensor of shape (n_clusters,), float64
-        ``||A||_F ** 2`` of the rows of each cluster.
+        ``||A||_F ** 2`` of the rows of each cluster, in the same way.
     ranks : tuple of int
         Dimension of every cluster.
     pivots : Tensor of shape (n_clusters, embedding_dim), bool, or None
         Where the bases are the identity (and the means zero), in echelon form; see
         :meth:`in_echelon_form`.
+    norms : Tensor of shape (2, n_clusters), float64, or None
+        Roots of the squared errors and norms in a unit of their own, where those could have left
+        the range of float64; None for ordinary tables.
 
     Examples
     --------
@@ -68,6 +81,7 @@ class Factorization:
     squared_norms: Tensor
     ranks: tuple[int, ...]
     pivots: Tensor | None = None
+    norms: Tensor | None = None
 
     @classmethod
     def svd(
@@ -148,10 +162,12 @@ class Factorization:
         Raises
         ------
         InputError
-            If the table is not a finite matrix or a size is out of range.
+            If the table is not a finite matrix, a size is out of range, or the dtype of the table
+            cannot hold the factors.
         """
         check_table(table)
-        table = table.detach()
+        unit, original = Unit.of(table), table.detach()
+        table = unit.divide(original)
         estimator = ProjectiveClustering(
             n_clusters,
             rank=rank,
@@ -166,8 +182,9 @@ class Factorization:
             readers = metric.transposed(bases)
             bases, means = metric.undo(bases), None if means is None else metric.undo(means)
         result = cls._projected(table, bases, labels, means, estimator.ranks_, readers)
-        result = result._without_empty() if estimator.price_ else result
-        return result.in_echelon_form(table) if echelon else result._measured(table)
+        result = result.without_empty() if estimator.price_ else result
+        result = result._in_echelon_form() if echelon else result
+        return result.times(unit, original)
 
     @classmethod
     def from_subspaces(
@@ -184,6 +201,7 @@ class Factorization:
         Everything is stored in the dtype of ``table``; the errors are those of the stored values.
         Rows of a basis beyond its rank must be zero.
         """
+        check_table(table)
         chosen = (bases.shape[1],) * len(bases) if ranks is None else ranks
         return cls._projected(table, bases, labels, means, chosen, None)._measured(table)
 
@@ -229,6 +247,15 @@ class Factorization:
         table : Tensor of shape (num_embeddings, embedding_dim)
             What was factored, to measure the error of the values stored in its dtype.
         """
+        return self._in_echelon_form()._measured(table)
+
+    def times(self, unit: Unit, table: Tensor) -> Self:
+        """Return the factors of ``table``, where these are of the table divided by a unit."""
+        means = None if self.means is None else unit.multiply(self.means)
+        coefficients = unit.multiply(self.coefficients)
+        return replace(self, coefficients=coefficients, means=means)._measured(table)
+
+    def _in_echelon_form(self) -> Self:
         compute = working_dtype(self.bases.dtype)
         coefficients = torch.zeros_like(self.coefficients)
         bases = torch.zeros_like(self.bases)
@@ -250,12 +277,13 @@ class Factorization:
             if means is not None and mean is not None:
                 means[cluster] = (mean - mean[pivots[cluster]] @ new).to(means.dtype)
                 means[cluster, pivots[cluster]] = 0.0
-        made = replace(self, coefficients=coefficients, bases=bases, means=means, pivots=pivots)
-        return made._measured(table)
+        return replace(self, coefficients=coefficients, bases=bases, means=means, pivots=pivots)
 
-    def _without_empty(self) -> Self:
-        """Leave out the clusters without rows."""
+    def without_empty(self) -> Self:
+        """Return the same factors without the clusters that have no rows."""
         used, labels = torch.unique(self.labels, return_inverse=True)
+        if len(used) == self.n_clusters:
+            return self
         kept = used.cpu()
         ranks = tuple(self.ranks[cluster] for cluster in kept.tolist())
         return replace(
@@ -266,18 +294,15 @@ class Factorization:
             means=None if self.means is None else self.means[used],
             squared_errors=self.squared_errors[kept],
             squared_norms=self.squared_norms[kept],
+            norms=None if self.norms is None else self.norms[:, kept],
             ranks=ranks,
         )
 
     def _measured(self, table: Tensor) -> Self:
-        errors = torch.zeros(self.n_clusters, dtype=torch.float64, device=table.device)
-        norms = torch.zeros_like(errors)
-        for block in row_blocks(table.shape[0], 4 * table.shape[1]):
-            rows = table[block].to(torch.float64)
-            difference = rows - self.reconstruct(block).to(torch.float64)
-            errors.index_add_(0, self.labels[block], difference.square().sum(1))
-            norms.index_add_(0, self.labels[block], rows.square().sum(1))
-        return replace(self, squared_errors=errors.cpu(), squared_norms=norms.cpu())
+        check_factors(table, self.coefficients, self.bases, self.means)
+        found = squares(table, self.reconstruct, self.labels, self.n_clusters)
+        norms = norms_if_needed(table, self.reconstruct, self.labels, found)
+        return replace(self, squared_errors=found[0], squared_norms=found[1], norms=norms)
 
     def reconstruct(self, rows: slice | None = None) -> Tensor:
         """Return the approximated table, or only the given rows of it.
@@ -345,6 +370,8 @@ class Factorization:
     @property
     def squared_relative_error(self) -> float:
         """``||A - A_hat||_F ** 2 / ||A||_F ** 2``; 0 is exact."""
+        if self.norms is not None:
+            return self.relative_error**2
         total = float(self.squared_norms.sum())
         error = float(self.squared_errors.sum())
         return error / total if total else float(error > 0)
@@ -352,10 +379,16 @@ class Factorization:
     @property
     def relative_error(self) -> float:
         """``||A - A_hat||_F / ||A||_F`` (not squared)."""
-        return float(self.squared_relative_error**0.5)
+        if self.norms is None:
+            return float(self.squared_relative_error**0.5)
+        error, norm = map(scaled_norm, self.norms)
+        return error / norm if norm else float(error > 0)
 
     @property
     def cluster_relative_errors(self) -> Tensor:
         """The relative error of the rows of each cluster, shape (n_clusters,), float64."""
+        if self.norms is not None:
+            errors, norms = self.norms
+            return torch.where(norms > 0, errors / norms, (errors > 0).double())
         floor = torch.finfo(torch.float64).tiny
         return (self.squared_errors / self.squared_norms.clamp_min(floor)).sqrt()

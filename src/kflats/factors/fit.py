@@ -14,8 +14,10 @@ from kflats.config import CompressionConfig
 from kflats.errors import BudgetError, InputError
 from kflats.factors.budget import Budget
 from kflats.factors.factorization import PAPER, Factorization
-from kflats.factors.search import EFFORTS, best_trial, choose_n_clusters
+from kflats.factors.search import EFFORTS, best_trial, choose_n_clusters, number_left_open
 from kflats.factors.shape import FactorShape
+from kflats.linalg import check_dtype
+from kflats.units import Unit
 from kflats.weighting.metric import FeatureMetric
 
 Progress = Callable[[FitProgress], None]
@@ -47,6 +49,7 @@ def factorize(
     BudgetError
         If no rank or number of clusters meets the size.
     """
+    check_dtype(weight)
     if exact_ids is None:
         exact_ids = torch.empty(0, dtype=torch.int64, device=weight.device)
     options: dict[str, Any] = {"device": config.device, "random_state": config.random_state}
@@ -57,7 +60,11 @@ def factorize(
     options |= PAPER if config.method == "messi" else {}
     options |= config.options
     shape = _shape(weight, config, len(exact_ids), options)
-    return Factorization.projective(weight, shape.n_clusters, shape.rank, **options)
+    if config.n_clusters is not None:
+        return Factorization.projective(weight, shape.n_clusters, shape.rank, **options)
+    with number_left_open():
+        factors = Factorization.projective(weight, shape.n_clusters, shape.rank, **options)
+    return factors.without_empty()
 
 
 def row_weights(weight: Tensor, config: CompressionConfig, exact_ids: Tensor) -> Tensor | None:
@@ -71,7 +78,7 @@ def row_weights(weight: Tensor, config: CompressionConfig, exact_ids: Tensor) ->
     if weights.shape != (len(weight),):
         return weights  # the estimator says what is wrong
     if config.relative_power:
-        norms = weight.float().norm(dim=1)
+        norms = Unit.of(weight).divide(weight).float().norm(dim=1)
         shortest = norms[norms > 0].min() if bool(norms.any()) else norms.new_tensor(1.0)
         shortest = shortest.clamp_min(1e-6 * norms.max())  # weights stay finite
         weights = weights * norms.clamp_min(shortest) ** (-2 * config.relative_power)
@@ -110,7 +117,9 @@ def _flats(
     n_clusters = config.n_clusters
     try:
         if n_clusters is None:
-            measured = table if metric is None else metric.apply(table)
+            measured = table
+            if metric is not None:
+                measured = metric.apply(Unit.of(table).divide(table))
             trial = best_trial(measured, budget, effort=config.effort, **options)
             n_clusters = trial.n_clusters
             if options.get("init") == "spherical":
@@ -121,8 +130,17 @@ def _flats(
     except BudgetError as error:
         raise _cannot_be_met(config, weight, n_clusters) from error
     if not factors.shape.num_coefficients:
+        _check_varied(table)
         raise _cannot_be_met(config, weight, n_clusters)
     return factors if kept is None else _spread(factors, kept)
+
+
+def _check_varied(table: Tensor) -> None:
+    if bool((table == table[0]).all()):
+        raise BudgetError(
+            f"all rows are equal: their mean is all there is of a table of {len(table)} x "
+            f"{table.shape[1]}, and flats need a coefficient. Use method='svd'."
+        )
 
 
 def _cannot_be_met(

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from kflats.clustering import FitProgress, ProjectiveClustering
 from kflats.errors import BudgetError, InputError
 from kflats.factors.budget import Budget
 from kflats.factors.shape import FactorShape
+from kflats.linalg import check_dtype, squared_norm, working_dtype
+from kflats.units import Unit
 
 EFFORTS: dict[str, dict[str, Any]] = {
     "fast": {"max_iter": 2, "init": "spherical", "search_dtype": "auto"},
@@ -57,8 +64,8 @@ def choose_n_clusters(
 
     More clusters fit better but leave fewer dimensions each, so the error falls and then rises.
     Every candidate gets a start and one refitting, which ranks them as full fits do; the climb
-    ends when two in a row are no better, when the budget cannot be met, or when a cluster would
-    have fewer than two rows on average.
+    ends when two in a row are no better, when one is exact, when the budget cannot be met, or when
+    a cluster would have fewer than two rows on average.
 
     Parameters
     ----------
@@ -80,11 +87,14 @@ def choose_n_clusters(
     """
     if budget.rank is not None:
         raise InputError(f"{budget} says nothing about the number of clusters: give n_clusters.")
+    check_dtype(table)
+    unit = Unit.of(table)
+    table = unit.divide(table.detach())
     trials: list[Trial] = []
-    best: Trial | None = None
+    best, least, exact = None, math.inf, 0.0
     since_best = 0
     for n_clusters in CANDIDATES:
-        if n_clusters > max(1, len(table) // 2) or since_best == _PATIENCE:
+        if n_clusters > max(1, len(table) // 2) or since_best == _PATIENCE or least <= exact:
             break
         try:
             shape = budget.shape(
@@ -106,15 +116,27 @@ def choose_n_clusters(
             callback=callback,
             **{**options, "max_iter": 2},
         )
-        trial = Trial(shape, model.fit(table, sample_weight=sample_weight).inertia_)
-        trials.append(trial)
-        if best is None or trial.inertia < best.inertia:
-            best, since_best = trial, 0
+        with number_left_open():
+            inertia = model.fit(table, sample_weight=sample_weight).inertia_
+        if not trials:
+            eps = torch.finfo(working_dtype(table.dtype)).eps
+            exact = eps * squared_norm(table, sample_weight)
+        trials.append(Trial(shape, unit.times(inertia, 2)))
+        if inertia < least:
+            best, least, since_best = trials[-1], inertia, 0
         else:
             since_best += 1
     if best is None:
         raise BudgetError(f"{budget} cannot be met on a table of shape {tuple(table.shape)}.")
     return best.shape, trials
+
+
+@contextmanager
+def number_left_open() -> Iterator[None]:
+    """Let clusters be empty without a warning: nobody has asked for so many of them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "[0-9]+ of n_clusters=", ConvergenceWarning)
+        yield
 
 
 def choose_n_flats(table: Tensor, budget: Budget | Callable[[int], Budget], **options: Any) -> int:
@@ -156,7 +178,9 @@ def best_trial(
     BudgetError
         If not even one flat meets the budget.
     """
+    check_dtype(table)
     rows, columns = table.shape
+    table = Unit.of(table).divide(table.detach())  # so that inertias can be compared
     most = min(_MOST_FLATS, 1 << max(0, (rows // (2 * columns)).bit_length() - 1))
     tried = {1, most // 8, most // 2, most} if effort == "thorough" else {1, most // 2}
     best: ProjectiveClustering | None = None

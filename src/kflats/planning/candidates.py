@@ -11,15 +11,17 @@ from torch import Tensor
 
 from kflats.analysis.baselines import half, rounded
 from kflats.config import CompressionConfig
-from kflats.errors import BudgetError, MissingExtraError
+from kflats.errors import BudgetError, InputError, MissingExtraError
 from kflats.factors.fit import factorize, row_weights
-from kflats.linalg import squared_relative_error
+from kflats.linalg import check_table, squared_relative_error
 from kflats.planning.plain import plain_config
 from kflats.planning.vectors import product_quantized, residual_quantized
 from kflats.quantization.codebooks import WIDTHS
+from kflats.quantization.codes import Codes
 from kflats.quantization.fit import code_table
 from kflats.quantization.search import fit_codes
 from kflats.quantization.settings import CodeSettings
+from kflats.units import Unit
 
 PAPER_CLUSTERS = 5
 
@@ -62,20 +64,28 @@ class Candidates:
     """
 
     def __init__(self, weight: Tensor, config: CompressionConfig) -> None:
+        check_table(weight, "the table")
         self.weight = weight.detach()
+        self.is_ordinary = Unit.of(self.weight).is_one
         self.config = config
         ids = sorted(set(config.exact_ids))
         self.exact_ids = torch.tensor(ids, dtype=torch.int64, device=weight.device)
         self.weights = row_weights(self.weight, config, self.exact_ids)
 
     def references(self) -> Iterator[Candidate]:
-        """Yield plain casts and roundings, which have the sizes they have."""
+        """Yield plain casts and roundings, which have the sizes they have.
+
+        Those that cannot hold the magnitudes of the table are left out.
+        """
         makers: dict[str, Callable[[], Any]] = {
             "fp16": lambda: half(self.weight),
             **{f"int{bits}": _rounder(self.weight, bits) for bits in (8, 4, 3, 2)},
         }
         for name, make in makers.items():
-            made = make()
+            try:
+                made = make()
+            except InputError:  # beyond float16
+                continue
             yield self._candidate(f"{name}, absmax", made.table, made.num_bytes, None)
 
     def at(self, target_bytes: int, *, everything: bool = True) -> Iterator[Candidate]:
@@ -103,7 +113,9 @@ class Candidates:
             if size <= target_bytes:
                 settings = CodeSettings(**config.options)
                 exact = torch.tensor(config.exact_ids, dtype=torch.int64, device=self.weight.device)
-                codes = code_table(self.weight, size, settings=settings, exact_ids=exact)
+                codes = self._tried(code_table, size, settings=settings, exact_ids=exact)
+                if codes is None:
+                    return
                 table = codes.table().to(self.weight.dtype)
                 yield self._candidate(f"int{bits}, fitted levels", table, codes.num_bytes, config)
                 return
@@ -112,12 +124,22 @@ class Candidates:
         self, name: str, target_bytes: int, options: dict[str, Any], n_clusters: int
     ) -> Iterator[Candidate]:
         config = replace(self._sized(target_bytes), options=options, n_clusters=n_clusters)
-        try:
-            codes = fit_codes(self.weight, config, self.exact_ids)
-        except BudgetError:
+        codes = self._tried(fit_codes, config, self.exact_ids)
+        if codes is None:
             return
         table = codes.table().to(self.weight.dtype)
         yield self._candidate(name, table, codes.num_bytes, config)
+
+    def _tried(self, make: Callable[..., Codes], *size: Any, **options: Any) -> Codes | None:
+        """Return codes, or None where none are small enough or hold the magnitudes."""
+        try:
+            return make(self.weight, *size, **options)
+        except BudgetError:
+            return None
+        except InputError:
+            if self.is_ordinary:
+                raise
+            return None
 
     def _sized(self, target_bytes: int) -> CompressionConfig:
         return replace(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kflats.errors import BudgetError, MissingExtraError
+from kflats.units import Unit
 
 _WORDS = 256
 _BOOK_BYTES = 2  # code books are counted as float16
@@ -80,12 +81,13 @@ def residual_quantized(table: Tensor, target_bytes: int, seed: int = 0) -> Vecto
 
 
 def _coded(quantizer: Any, table: Tensor) -> Tensor:
-    rows = table.detach().float().cpu().contiguous().numpy()
+    unit = Unit.of(table.detach())
+    rows = unit.divide(table.detach()).float().cpu().contiguous().numpy()
     quantizer.cp.min_points_per_centroid = 1
     quantizer.cp.max_points_per_centroid = _TRAINING_ROWS // _WORDS
     quantizer.train(rows)
     decoded = quantizer.decode(quantizer.compute_codes(rows))
-    return torch.from_numpy(decoded).to(table)
+    return unit.multiply(torch.from_numpy(decoded).to(table))
 
 
 def _faiss() -> Any:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kflats.clustering import ProjectiveClustering
 from kflats.errors import InputError
+from kflats.factors.search import number_left_open
 from kflats.linalg import row_blocks
 from kflats.quantization.settings import CodeSettings
 
@@ -59,9 +60,13 @@ class Axes:
         if k == 1:
             return torch.zeros(len(self.rows), dtype=torch.int64, device=self.rows.device)
         rank = max(1, min(32, self.rows.shape[1] // 4))
+        if rank == self.rows.shape[1]:  # one flat holds all rows, whatever rounding says
+            raise InputError(f"n_clusters={k} leaves clusters empty; use 1.")
         fit = ProjectiveClustering(
             k, rank=rank, affine=True, n_init=1, random_state=self.settings.random_state
-        ).fit(self.rows, sample_weight=self.weights)
+        )
+        with number_left_open():  # what it would warn of is refused below
+            fit.fit(self.rows, sample_weight=self.weights)
         used, labels = torch.unique(fit.labels_, return_inverse=True)
         if len(used) < k:
             raise InputError(f"n_clusters={k} leaves clusters empty; use {len(used)}.")

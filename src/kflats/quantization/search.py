@@ -9,8 +9,9 @@ from torch import Tensor
 from kflats.config import CompressionConfig
 from kflats.errors import BudgetError, InputError
 from kflats.factors.fit import row_weights
+from kflats.linalg import check_dtype
 from kflats.quantization.codes import Codes
-from kflats.quantization.fit import code_table, weighted_error
+from kflats.quantization.fit import check_error, unchecked_codes, weighted_error
 from kflats.quantization.settings import CodeSettings
 
 MAX_CLUSTERS = 8
@@ -34,8 +35,9 @@ def fit_codes(weight: Tensor, config: CompressionConfig, exact_ids: Tensor) -> C
     BudgetError
         If no form is small enough; it names the smallest size.
     InputError
-        If an option is unknown.
+        If an option is unknown, or the codes would be no better than zeros.
     """
+    check_dtype(weight)
     weights = row_weights(weight, config, exact_ids)
     target = config.code_bytes(weight.numel())
     options = {"random_state": config.random_state, **config.options}
@@ -49,9 +51,7 @@ def fit_codes(weight: Tensor, config: CompressionConfig, exact_ids: Tensor) -> C
     for rotated, n_clusters in _forms(config):
         settings = CodeSettings(**{"n_clusters": n_clusters, "rotated": rotated, **options})
         try:
-            codes = code_table(
-                weight, target, sample_weight=weights, exact_ids=exact_ids, settings=settings
-            )
+            codes = unchecked_codes(weight, target, weights, exact_ids, settings)
         except BudgetError as error:
             refusals.append(error)
             if rotated:
@@ -62,12 +62,13 @@ def fit_codes(weight: Tensor, config: CompressionConfig, exact_ids: Tensor) -> C
                 raise
             break  # fewer rows than clusters
         found = weighted_error(weight, codes, weights)
-        if found < best_error:
+        if best is None or found < best_error:
             best, best_error = codes, found
         elif rotated:
             break
     if best is None:
         raise refusals[-1]  # a rotation without directions is the smallest form
+    check_error(best_error, weight)
     return best
 
 
