@@ -97,7 +97,7 @@ def did_you_mean(folder: Path) -> str:
     """Return the end of a message that names the compressed models in a folder that is none."""
     names = []
     for child in sorted(folder.iterdir()) if folder.is_dir() else ():
-        with suppress(CheckpointError, OSError):
+        with suppress(OSError):  # CheckpointError is one
             if child.is_dir() and _description(child) is not None:
                 names.append(str(child))
     if not names:
