@@ -20,7 +20,7 @@ from torch import nn
 from kflats.errors import CheckpointError, InputError
 from kflats.files import temporary_folder
 from kflats.report import CompressionReport
-from kflats.report.card import model_card
+from kflats.report.card import base_model, model_card
 from kflats.storage.check import check_folder, read_json, read_manifest
 from kflats.storage.entropy import check_codes, entropy_code
 from kflats.storage.info import folder_info
@@ -165,7 +165,7 @@ def _save(
             if report is not None:
                 _write_json(partial / REPORT, report.to_dict())
             if factor_layers(model):
-                card = model_card(folder_info(partial), target.name)
+                card = model_card(folder_info(partial), target.name, base_model(model))
                 (partial / CARD).write_text(card, encoding="utf-8")
         except (OSError, SafetensorError) as error:
             if isinstance(error, CheckpointError):
