@@ -201,6 +201,11 @@ def test_reader_that_goes_away_is_no_traceback(bert: Path) -> None:
     assert (running.returncode, err) == (1, b"")
 
 
+def _temporary(usual: Path) -> list[str]:
+    """Return what is left, without the one file that importing onnxruntime leaves in any case."""
+    return [name for name in left_in(usual) if name != ".ses"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("count", MOMENTS)
 @pytest.mark.parametrize("words", JOBS, indirect=True)
@@ -210,7 +215,7 @@ def test_sweep_of_kills(
     result = run_until("writing", count, signal.SIGKILL, *words, usual=usual)
     assert result.code in (0, -signal.SIGKILL), result.err
     assert kflats("compress", bert, "-o", place / "next", *SIZES).code == 0
-    assert left_in(usual) == []
+    assert _temporary(usual) == []
     if words[0] == "glue":
         # Started again, it goes on, and cleans the folders that it writes into.
         assert kflats(*words).code == 0
@@ -231,7 +236,7 @@ def test_sweep_of_interrupts_while_writing(
     result = run_until("writing", count, signal.SIGINT, *words, usual=usual)
     if result.code:
         _check_line(result, signal.SIGINT)
-    assert left_in(usual) == []
+    assert _temporary(usual) == []
     assert [path for path in place.rglob(".*") if ".kflats-" in path.name] == []
 
 
@@ -245,4 +250,4 @@ def test_sweep_of_interrupts_by_the_clock(
     if result.code:
         _check_line(result, signal.SIGINT)
         assert left_in(place) in ([], ["out"])
-    assert left_in(usual) == []
+    assert _temporary(usual) == []
