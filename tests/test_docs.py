@@ -161,6 +161,25 @@ def test_make_targets_of_the_documents_exist() -> None:
         assert used <= targets
 
 
+def test_places_that_contributing_names_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.split("## Where things go")[1].split("\n## ")[0]
+    picture = section.split("importable by all")[0]
+    names = set(re.findall(r"`([a-z_]+)`", picture)) | set(re.findall(r"`([a-z/_]+\.py)`", section))
+    assert {"cli", "factors", "layers", "factors/fit.py", "files.py"} <= names
+    for name in names:
+        places = (ROOT / "src" / "kflats" / name, ROOT / "src" / name)
+        found = [each for each in places if each.exists() or each.with_suffix(".py").exists()]
+        assert found, name
+    packages = {each.name for each in (ROOT / "src" / "kflats").iterdir() if each.is_dir()}
+    assert packages - {"__pycache__"} <= names
+
+
+def test_no_module_makes_temporary_files_on_its_own() -> None:
+    files = [path for path in (ROOT / "src").rglob("*.py") if path.name != "files.py"]
+    assert [path for path in files if "import tempfile" in path.read_text("utf-8")] == []
+
+
 def test_files_of_the_readme_tree_exist() -> None:
     tree = README.split("## File tree")[1].split("```")[1]
     paths = re.findall(r"^([\w./-]+)", tree, flags=re.MULTILINE)

@@ -93,6 +93,30 @@ def test_every_architecture_exports(name: str, tmp_path: Path) -> None:
     assert kflats.export_onnx(model, tmp_path / "onnx").max_difference < 1e-4
 
 
+def test_files_hold_no_paths_and_no_stack_traces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_bert("BertForMaskedLM")
+    kflats.compress_(model, CONFIG)
+    report = kflats.export_onnx(model, tmp_path / "onnx")
+    notes = [*{str(Path(str(module.__file__)).parent).encode() for module in (kflats, torch)}]
+    notes += [b".py", b'File "', b"stack_trace", b"namespace", str(tmp_path).encode()]
+    files = [path for path in (tmp_path / "onnx").rglob("*") if path.is_file()]
+    for path in files:
+        assert [note for note in notes if note in path.read_bytes()] == [], path
+    monkeypatch.setattr("kflats.export._strip", lambda _: None)
+    kept = kflats.export_onnx(model, tmp_path / "kept")
+    assert b"stack_trace" in (tmp_path / "kept" / "model.onnx").read_bytes()
+    assert report.num_bytes < kept.num_bytes
+    ids = torch.arange(20).reshape(2, 10)
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "token_type_ids": torch.zeros_like(ids),
+    }
+    assert torch.equal(run(tmp_path / "onnx", **inputs), run(tmp_path / "kept", **inputs))
+
+
 def test_wrong_result_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from kflats.layers.lookup import lookup_exported
 

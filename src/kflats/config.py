@@ -14,6 +14,12 @@ METHODS = ("flats", "projective", "messi", "svd", "codes")
 EFFORTS = ("thorough", "fast")
 
 
+class _Unchosen(str):
+    """A method that follows from the size, as nobody chose one; ``replace`` finds it anew."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CompressionConfig:
     """How :func:`kflats.compress_` makes a table small.
@@ -27,18 +33,19 @@ class CompressionConfig:
     target_bytes : int, optional
         Most bytes of the factorised table on disk.
     bits : float, optional
-        Most bits on disk per parameter of the dense table, everything counted; the method is
-        'codes' then.
+        Most bits on disk per parameter of the dense table, everything counted; the method must be
+        'codes', which is the default then.
     rank : int, optional
         Dimension of the subspaces.
-    method : {'flats', 'projective', 'messi', 'svd', 'codes'}, default='flats'
-        'flats' finds affine subspaces whose dimensions are paid for by one budget, with bases in
-        echelon form: the least error known for a size. 'projective' is the paper's geometry,
-        ``n_clusters`` subspaces of one rank, from the best known start. 'messi' is the paper's own
+    method : {'flats', 'projective', 'messi', 'svd', 'codes'}, optional
+        Left out it is 'codes' with ``bits`` and 'flats' with any other size. 'flats' finds affine
+        subspaces whose dimensions are paid for by one budget, with bases in echelon form: the
+        least error known for a size. 'projective' is the paper's geometry, ``n_clusters``
+        subspaces of one rank, from the best known start. 'messi' is the paper's own
         procedure: ten random starts, plain alternation. 'svd' is one subspace. 'codes' stores
         packed codes of few bits, more for rows of large ``sample_weight``; its size is
         ``target_bytes`` or ``bits``, and its ``options`` are those of
-        :class:`kflats.quantization.fit.CodeSettings`. With ``bits`` it is the default.
+        :class:`kflats.quantization.fit.CodeSettings`.
     n_clusters : int, optional
         Number of subspaces; None tries several and keeps the one of least error.
     effort : {'thorough', 'fast'}, default='thorough'
@@ -77,7 +84,7 @@ class CompressionConfig:
     target_bytes: int | None = None
     bits: float | None = None
     rank: int | None = None
-    method: str = "flats"
+    method: str = _Unchosen("flats")
     n_clusters: int | None = None
     effort: str = "thorough"
     affine: bool | None = None
@@ -91,8 +98,9 @@ class CompressionConfig:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.bits is not None and self.method == "flats":
-            object.__setattr__(self, "method", "codes")
+        if isinstance(self.method, _Unchosen):
+            found = "flats" if self.bits is None else "codes"
+            object.__setattr__(self, "method", _Unchosen(found))
         if self.bits is not None or self.method == "codes":
             self._check_bits()
         else:
@@ -132,11 +140,16 @@ class CompressionConfig:
     def _check_bits(self) -> None:
         sizes = {"compression": self.compression, "rank": self.rank}
         given = [name for name, value in sizes.items() if value is not None]
-        if self.method != "codes" or given or (self.bits is None) == (self.target_bytes is None):
+        if self.bits is not None and self.method != "codes":
+            raise InputError(
+                f"method={self.method!r} takes no bits, got bits={self.bits}: leave the method "
+                "out, for bits are those of method='codes', or give a compression or target_bytes."
+            )
+        if given or (self.bits is None) == (self.target_bytes is None):
             raise InputError(
                 f"method={self.method!r} with bits={self.bits}, target_bytes={self.target_bytes} "
                 f"and {given or 'nothing else'}: method='codes' takes bits or target_bytes, one of "
-                "them; other methods take no bits."
+                "them."
             )
         if self.bits is not None and not 0 < self.bits <= 32:
             raise InputError(f"bits={self.bits} must be above 0 and at most 32.")

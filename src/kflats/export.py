@@ -65,7 +65,8 @@ def export_onnx(
     """Write a model as ONNX and check it with ONNX Runtime against PyTorch.
 
     The look-ups and logits are plain ONNX operators on the factors; no dense table is in the
-    graph. The conversion is that of ``transformers.exporters``. Of a SentenceTransformer the
+    graph, and no note of where or by which lines of code it was made. The conversion is that of
+    ``transformers.exporters``. Of a SentenceTransformer the
     encoder is exported: pooling is left to the program that runs it.
 
     Parameters
@@ -106,6 +107,7 @@ def export_onnx(
                 exported = exporter.export(encoder, dict(inputs), config=config)
                 exported.config = _plain_config(encoder)
                 exported.save_pretrained(partial)
+                _strip(partial / "model.onnx")
             except Exception as error:
                 first = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise ExportError(
@@ -124,8 +126,27 @@ def export_onnx(
     )
 
 
+def _strip(path: Path) -> None:
+    """Take the notes of the converters out of a graph: stack traces with paths of this machine."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    _clear(model)
+    onnx.save(model, path)
+
+
+def _clear(message: Any) -> None:
+    for field, value in message.ListFields():
+        if field.name in ("metadata_props", "doc_string"):
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for each in [value] if hasattr(value, "ListFields") else value:
+                _clear(each)
+
+
 def _exporter() -> tuple[Any, Any]:
     try:
+        import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
         from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from kflats.errors import MissingExtraError
+from kflats.files import temporary_folder
 from kflats.report import CompressionReport
 from kflats.storage.folder import CARD, save
 
@@ -58,12 +57,12 @@ def push_to_hub(
     except ImportError as error:
         raise MissingExtraError("huggingface_hub", "hf") from error
     api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as place:
+    with temporary_folder() as place:
         sharded: dict[str, Any] = (
             {"max_shard_size": max_shard_size} if hasattr(model, "push_to_hub") else {}
         )
         name = repo_id.rpartition("/")[2]
-        folder = save(model, Path(place) / name, report=report, **sharded)
+        folder = save(model, place / name, report=report, **sharded)
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if api.file_exists(repo, CARD, revision=revision):
             (folder / CARD).unlink()

@@ -12,7 +12,7 @@ from torch import nn
 
 from kflats.companions import sentence_class
 from kflats.errors import CheckpointError, InputError, MissingExtraError
-from kflats.storage.check import read_json
+from kflats.storage.check import did_you_mean, model_folders, read_json
 from kflats.storage.plain import MANIFEST
 
 DEMO = "minilm"
@@ -38,7 +38,8 @@ def resolve(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         if not any((path / file).exists() for file in ("config.json", "modules.json")):
-            raise CheckpointError(f"{path} has neither config.json nor modules.json: no model.")
+            meant = did_you_mean(path) or ": no model."
+            raise CheckpointError(f"{path} has neither config.json nor modules.json{meant}")
         return str(path)
     if path.exists() or path.is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise CheckpointError(
@@ -129,9 +130,10 @@ def _open_model2vec(source: str) -> Any:
 
 def is_compressed(folder: Path) -> bool:
     """Return whether a folder holds a model that kflats wrote."""
-    if any(path.is_file() for path in [folder / MANIFEST, *folder.glob(f"*/{MANIFEST}")]):
+    places = model_folders(folder)
+    if any((place / MANIFEST).is_file() for place in places):
         return True
-    for path in [folder / "config.json", *folder.glob("*/config.json")]:
+    for path in [place / "config.json" for place in places]:
         if path.is_file():
             try:
                 config = json.loads(path.read_text(encoding="utf-8"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import kflats as library
-from kflats.cli.main import run
+from kflats_command import run
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(5, 200))]
 """The vocabulary of the tiny models: the id of ``w7`` is 7."""
@@ -55,8 +56,14 @@ def kflats(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         monkeypatch.setenv("COLUMNS", "80")
         monkeypatch.setattr(sys, "argv", ["kflats", *map(str, words)])
         capsys.readouterr()
-        with pytest.raises(SystemExit, match=r"^\d+$") as exit_info:
-            run()
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+        handlers = {number: signal.getsignal(number) for number in numbers}
+        try:
+            with pytest.raises(SystemExit, match=r"^\d+$") as exit_info:
+                run()
+        finally:  # the process would end here
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         captured = capsys.readouterr()
         return Result(int(str(exit_info.value)), captured.out, captured.err)
 

@@ -38,6 +38,20 @@ def test_bytes_of_info_are_those_of_the_file(kflats: Cli, small: Path) -> None:
     assert found["dense_tensor_bytes"] == sum(sizes.values()) - table + 200 * 16 * 4
 
 
+def test_info_says_of_each_form_what_is_true(kflats: Cli, small: Path, place: Path) -> None:
+    factors = kflats("info", small).out
+    assert "bytes of F32 factors and labels instead of 12,800 of F32 (" in factors
+    assert "flats, affine" in factors
+    words = ("--method", "codes", "--target-size", "3KB")
+    save_tiny(place / "dense", "BertModel")
+    assert kflats("compress", place / "dense", "-o", place / "packed", *words).code == 0
+    packed = kflats("info", place / "packed").out
+    assert "bytes of packed codes and what unpacks them instead of 12,800 of F32 (" in packed
+    assert "factors" not in packed
+    (line,) = [line for line in packed.splitlines() if "200 x 16" in line]
+    assert line.split()[-3:] == ["codes,", "affine", "0"]
+
+
 @pytest.mark.parametrize("what", ["dense", "missing", "file"])
 def test_info_refuses_what_is_not_compressed(kflats: Cli, place: Path, what: str) -> None:
     if what == "dense":

@@ -11,6 +11,7 @@ from kflats import CompressionConfig, compress_
 from kflats.errors import BudgetError, InputError
 from kflats.planning import plan
 from kflats.planning.candidates import Candidates
+from kflats.planning.plain import plain_config
 from kflats.planning.vectors import product_quantized, residual_quantized
 
 
@@ -63,6 +64,70 @@ def test_verdict_says_so_where_plain_integers_are_best() -> None:
     found = plan(model_of(noise(n=2000)), CompressionConfig(bits=4.29), everything=False)
     assert found.chosen.name == "int4, fitted levels"
     assert "plain integers are best here" in found.verdict
+
+
+def _plain_sizes(rows: torch.Tensor) -> dict[int, int]:
+    config = CompressionConfig(bits=1)
+    return {bits: plain_config(config, rows, bits).target_bytes or 0 for bits in (1, 2, 3, 4)}
+
+
+def test_verdict_names_the_plain_integers_on_both_sides_with_their_bytes() -> None:
+    rows = correlated()
+    sizes = _plain_sizes(rows)
+    target = sizes[4] - 100
+    found = plan(model_of(rows), CompressionConfig(bits=8 * target / rows.numel()))
+    by_name = {row.name: row for row in found.rows}
+    below, above = by_name["int3, fitted levels"], by_name["int4, fitted levels"]
+    assert below.num_bytes == sizes[3] <= target < above.num_bytes == sizes[4]
+    times = [row.error / found.chosen.error for row in (below, above)]
+    assert times[0] > times[1] > 1
+    assert found.verdict.endswith(
+        f"; plain integers next to it: int3 with {sizes[3]:,} bytes, "
+        f"{1 - sizes[3] / target:.1%} below the limit, has {times[0]:.1f} times its error; "
+        f"int4 with {sizes[4]:,} bytes, {sizes[4] / target - 1:.1%} above the limit, "
+        f"has {times[1]:.1f} times its error."
+    )
+    assert "of this size" not in found.verdict
+
+
+def test_larger_plain_integers_are_compared_but_never_chosen() -> None:
+    rows = noise(n=2000)
+    sizes = _plain_sizes(rows)
+    config = CompressionConfig(bits=8 * (sizes[3] - 1) / rows.numel())
+    for metric in (None, lambda model: float((weight_of(model) == rows).all()) - _error(model)):
+        found = plan(model_of(rows), config, metric=metric)
+        largest = max(row.num_bytes for row in found.rows if row.name == "int3, fitted levels")
+        assert largest == sizes[3] > found.chosen.num_bytes
+
+
+def _error(model: nn.Module) -> float:
+    return float((weight_of(model) - noise(n=2000)).square().sum())
+
+
+def test_metric_is_told_of_the_plain_integers_on_both_sides() -> None:
+    rows = correlated()
+
+    def quality(model: nn.Module) -> float:
+        return -float((weight_of(model) - rows).square().mean())
+
+    found = plan(model_of(rows), CompressionConfig(bits=3.5), metric=quality, n_confirm=1)
+    tried = {row.name: row.metric for row in found.rows if row.metric is not None}
+    assert set(tried) == {found.chosen.name, "int3, fitted levels", "int4, fitted levels"}
+    for name in ("int3, fitted levels", "int4, fitted levels"):
+        assert f"times its error, metric {tried[name]:.2f}" in found.verdict
+
+
+def test_plain_integers_are_chosen_where_the_metric_prefers_them() -> None:
+    rows = correlated()
+    plain = next(Candidates(rows, CompressionConfig(bits=3.5)).at(21_000, everything=False))
+    assert plain.name == "int3, fitted levels"
+
+    def quality(model: nn.Module) -> float:
+        return -float((weight_of(model) - plain.table).square().mean())
+
+    found = plan(model_of(rows), CompressionConfig(bits=3.5), metric=quality, n_confirm=1)
+    assert found.chosen.name == plain.name
+    assert found.chosen.error > min(row.error for row in found.rows if row.bits <= 3.5)
 
 
 def test_metric_decides_among_the_best_few() -> None:

@@ -69,3 +69,64 @@ def test_card_of_a_plain_module_says_how_to_load_it(tmp_path: Path) -> None:
     kflats.load(tmp_path / "plain", model=again)
     ids = torch.arange(300)
     assert torch.equal(again(ids), model(ids))
+
+
+def _text(folder: Path, model: nn.Module, config: CompressionConfig) -> str:
+    kflats.compress_(model, config)
+    kflats.save(model, folder)
+    return " ".join((folder / "README.md").read_text().split())
+
+
+PACKED = CompressionConfig(bits=7)
+
+
+def test_card_of_factors_says_that_they_train(tmp_path: Path) -> None:
+    text = _text(tmp_path / "small", tiny_bert(), CONFIG)
+    assert "coefficients in one of a few subspaces. Compressing changed no other weight" in text
+    assert "It trains like any model of its library" in text
+    assert "packed" not in text
+
+
+def test_card_of_packed_codes_claims_nothing_that_they_cannot(tmp_path: Path) -> None:
+    text = _text(tmp_path / "small", tiny_bert(), PACKED)
+    assert "is stored as packed codes of few bits. Compressing" in text
+    assert "a packed table is not trained, gets no new rows and has no ONNX form" in text
+    assert "| packed codes (kflats) | none | none |" in text
+    assert "It trains" not in text
+    assert "subspaces." not in text
+    assert "coefficients" not in text
+
+
+def test_card_of_a_plain_module_names_no_command_that_needs_a_library(tmp_path: Path) -> None:
+    for config in (CONFIG, PACKED):
+        model = nn.Sequential(nn.Embedding(300, 16), nn.Linear(16, 2))
+        text = _text(tmp_path / str(config.method), model, config)
+        assert "`kflats.to_dense_(model)`" in text
+        assert "kflats restore" not in text
+        assert "-e '.' " in text
+
+
+def test_install_line_asks_no_index_for_kflats(tmp_path: Path) -> None:
+    text = _text(tmp_path / "small", tiny_bert(), CONFIG)
+    assert "pip install -c constraints.txt -e '.[hf]'" in text
+    assert "install 'kflats" not in text
+
+
+def test_base_model_is_told_where_it_came_from_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def cached(name: str, file: str) -> str | None:
+        asked.append(name)
+        return file if name == "org/model" else None
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
+    for number, name in enumerate(("org/model", "org/unknown", str(tmp_path), "")):
+        model = tiny_bert()
+        model.config._name_or_path = name
+        _text(tmp_path / str(number), model, CONFIG)
+        card = ModelCard.load(tmp_path / str(number) / "README.md")
+        assert card.data.base_model == ("org/model" if name == "org/model" else None)
+        assert not name or name == "org/model" or name not in card.content
+    assert asked[:2] == ["org/model", "org/unknown"]

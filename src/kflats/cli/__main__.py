@@ -1,5 +1,5 @@
 """``python -m kflats.cli``: the command line without the installed script."""
 
-from kflats.cli.main import run
+from kflats_command import run
 
 run()

@@ -134,7 +134,7 @@ def compress(
         bits=8.0 if max_drop is not None and bits is None and target_size is None else bits,
         rank=rank,
         n_clusters=clusters,
-        method=method or ("codes" if planned and target_size is not None else "flats"),
+        **_method(method, planned and target_size is not None),
         effort=effort,
         affine=affine,
         relative=relative,
@@ -186,6 +186,12 @@ def _sizes(folder: Path, coded: bool) -> str:
         f"\n{table.name}: {table.num_bytes:,} bytes on disk, {table.resident_bytes:,} in memory"
         for table in folder_info(folder).tables
     )
+
+
+def _method(method: str | None, by_bytes: bool) -> dict[str, str]:
+    """Return the method where one is chosen; a plan for bytes starts from codes."""
+    chosen = method or ("codes" if by_bytes else None)
+    return {} if chosen is None else {"method": chosen}
 
 
 def _config(**settings: Any) -> CompressionConfig:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kflats.cli.console import JsonOption, emit, new_table, output
+
+if TYPE_CHECKING:
+    from kflats.storage.info import TableInfo
 
 FolderArgument = Annotated[
     Path,
@@ -29,14 +32,14 @@ def info(folder: FolderArgument, json: JsonOption = False) -> None:
             "\n= ".join(each.readers),
             f"{shape.num_embeddings} x {shape.embedding_dim}",
             each.method + (", affine" if shape.affine else ""),
-            str(shape.n_clusters),
-            shape.rank_range,
+            "" if each.is_packed else str(shape.n_clusters),
+            "" if each.is_packed else shape.rank_range,
             str(shape.n_exact),
         )
     output.print(table)
     lines = [
-        f"{each.name}: {each.num_bytes:,} bytes of {each.dtype} factors and labels instead of "
-        f"{each.dense_bytes:,} ({each.saving}), "
+        f"{each.name}: {each.num_bytes:,} bytes of {_content(each)} instead of "
+        f"{each.dense_bytes:,} of {each.dtype} ({each.saving}), "
         f"{each.resident_bytes:,} in memory, relative error "
         + ("not recorded" if each.relative_error is None else f"{each.relative_error:.4f}")
         for each in found.tables
@@ -46,3 +49,10 @@ def info(folder: FolderArgument, json: JsonOption = False) -> None:
     )
     output.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     emit(found.to_dict(), json)
+
+
+def _content(table: TableInfo) -> str:
+    """Say what the bytes of a table are."""
+    if table.is_packed:
+        return "packed codes and what unpacks them"
+    return f"{table.dtype} factors and labels"

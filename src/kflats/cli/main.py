@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Annotated
 
 import typer
@@ -14,6 +13,7 @@ from kflats.cli import compress, demo, evaluate, export, glue, heal, info, inspe
 from kflats.cli import run as run_program
 from kflats.cli.console import STATE, errors
 from kflats.errors import KflatsError
+from kflats_command import run  # noqa: F401  scripts of earlier installations start here
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """What all wrong usage raises; typer exports only this sub-class of it."""
@@ -59,28 +59,23 @@ def _options(
         raise typer.Exit(2)
 
 
-def run() -> None:
-    """Run the command line; exit with 0 (done), 1 (the job failed) or 2 (wrong usage)."""
+def main() -> int:
+    """Run the command line and return its exit code."""
     # Bars of the libraries would mix with ours; both switches only affect this process.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     STATE.debug = False
-    try:
-        code = app(standalone_mode=False)
-    except (KflatsError, _UsageError) as error:
-        if STATE.debug:
-            raise
-        _say(error)
-        code = 2 if isinstance(error, _UsageError) else 1
-    except KeyboardInterrupt:
-        code = 130
-    if code == 130:
-        errors.print("interrupted; nothing half-written is left behind.", highlight=False)
-    sys.exit(code or 0)
+    return app(prog_name="kflats", standalone_mode=False) or 0
 
 
-def _say(error: Exception) -> None:
-    """Print an error on one line."""
+def explain(error: Exception) -> int:
+    """Print an error that was raised on purpose in one line and return 1, or 2 for wrong usage.
+
+    All others, and all with ``--debug``, are raised again.
+    """
+    if STATE.debug or not isinstance(error, KflatsError | _UsageError):
+        raise error
     describe = getattr(error, "format_message", error.__str__)
     line = escape(" ".join(describe().split()))
     errors.print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
+    return 2 if isinstance(error, _UsageError) else 1

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from kflats_command import hand_over
+
 
 def run(
     context: typer.Context,
@@ -27,6 +29,7 @@ def run(
     if not (_is_module(program) if module else Path(program).is_file()):
         what = "an installed module" if module else "a file"
         raise typer.BadParameter(f"{program!r} is not {what}; give a Python file, or -m MODULE.")
+    hand_over()
     sys.argv = [program, *context.args]
     if module:
         runpy.run_module(program, run_name="__main__", alter_sys=True)

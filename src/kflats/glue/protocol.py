@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kflats.errors import CheckpointError, InputError
+from kflats.files import temporary_folder
 from kflats.glue.compressed import compress_table, trainable_table
 from kflats.glue.data import TaskData
 from kflats.glue.metrics import majority_scores, scores
@@ -225,7 +225,7 @@ class Work:
         kept = [column for column in rows.column_names if column != "label"]
         return rows.map(encode, batched=True, remove_columns=kept, keep_in_memory=True)
 
-    def _trainer(self, epochs: float, learning_rate: float, place: str) -> Any:
+    def _trainer(self, epochs: float, learning_rate: float, place: Path) -> Any:
         import torch
         from transformers import (
             DataCollatorWithPadding,
@@ -235,7 +235,7 @@ class Work:
         )
 
         settings = TrainingArguments(
-            place,
+            str(place),
             num_train_epochs=epochs,
             learning_rate=learning_rate,
             per_device_eval_batch_size=64,
@@ -275,7 +275,7 @@ class Work:
     def train(self, epochs: float, learning_rate: float) -> None:
         """Fine-tune; the order of the rows depends on the seed only."""
         if epochs > 0:
-            with tempfile.TemporaryDirectory() as place:
+            with temporary_folder() as place:
                 self._trainer(epochs, learning_rate, place).train()
 
     def scores(self) -> dict[str, dict[str, float]]:
@@ -288,6 +288,6 @@ class Work:
         return self._scores(self.rows.select(range(min(limit, len(self.rows)))))
 
     def _scores(self, rows: Any) -> dict[str, float]:
-        with tempfile.TemporaryDirectory() as place:
+        with temporary_folder() as place:
             found = self._trainer(1, 0.0, place).predict(rows)
         return scores(self.task, found.predictions, found.label_ids)

@@ -24,6 +24,8 @@ from kflats.quantization.settings import CodeSettings
 from kflats.units import Unit
 
 PAPER_CLUSTERS = 5
+FITTED = ", fitted levels"
+"""How the names of plain integers end that kflats saves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,19 +108,31 @@ class Candidates:
             yield from self._vectors(target_bytes)
 
     def _plain(self, target_bytes: int) -> Iterator[Candidate]:
-        """Yield the same bits for all rows: plain intN with fitted levels, no weights."""
-        for bits in reversed(WIDTHS):
-            config = plain_config(self.config, self.weight, bits)
-            size = config.code_bytes(self.weight.numel())
-            if size <= target_bytes:
-                settings = CodeSettings(**config.options)
-                exact = torch.tensor(config.exact_ids, dtype=torch.int64, device=self.weight.device)
-                codes = self._tried(code_table, size, settings=settings, exact_ids=exact)
-                if codes is None:
-                    return
-                table = codes.table().to(self.weight.dtype)
-                yield self._candidate(f"int{bits}, fitted levels", table, codes.num_bytes, config)
-                return
+        """Yield the same bits for all rows: the widest plain intN that fits."""
+        fitting = [bits for bits in WIDTHS if self._plain_bytes(bits) <= target_bytes]
+        made = self._plain_candidate(max(fitting)) if fitting else None
+        if made is not None:
+            yield made
+
+    def plain_above(self, target_bytes: int) -> Candidate | None:
+        """Return the narrowest plain intN that takes more bytes; None if all take fewer."""
+        larger = [bits for bits in WIDTHS if self._plain_bytes(bits) > target_bytes]
+        return self._plain_candidate(min(larger)) if larger else None
+
+    def _plain_bytes(self, bits: int) -> int:
+        return plain_config(self.config, self.weight, bits).code_bytes(self.weight.numel())
+
+    def _plain_candidate(self, bits: int) -> Candidate | None:
+        """Return plain intN with fitted levels, no weights; None if it cannot hold the table."""
+        config = plain_config(self.config, self.weight, bits)
+        size = config.code_bytes(self.weight.numel())
+        settings = CodeSettings(**config.options)
+        exact = torch.tensor(config.exact_ids, dtype=torch.int64, device=self.weight.device)
+        codes = self._tried(code_table, size, settings=settings, exact_ids=exact)
+        if codes is None:
+            return None
+        table = codes.table().to(self.weight.dtype)
+        return self._candidate(f"int{bits}{FITTED}", table, codes.num_bytes, config)
 
     def _codes(
         self, name: str, target_bytes: int, options: dict[str, Any], n_clusters: int

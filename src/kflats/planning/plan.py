@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kflats.config import CompressionConfig
 from kflats.errors import BudgetError, InputError
-from kflats.planning.candidates import Candidate, Candidates
+from kflats.planning.candidates import FITTED, Candidate, Candidates
 from kflats.report.compression import provenance
 from kflats.tables import Table, find_tables
 
@@ -117,7 +117,8 @@ def plan(
     n_confirm : int, default=3
         How many candidates are tried with the metric.
     everything : bool, default=True
-        Whether to compare also what seldom wins: subspaces of floats and vector quantisation.
+        Whether to compare also what seldom wins: subspaces of floats and vector quantisation, and
+        to try the plain integers next to the size with the metric too.
     on_start : callable, optional
         Called with a title before every step.
 
@@ -174,6 +175,7 @@ class _Planner:
         if max_drop is not None:
             self.target = self._smallest(max_drop, rows)
         chosen, best = self._choose(self.target, n_confirm, everything, rows)
+        self._add_above(rows, everything)
         config = best.config
         if config is None:
             raise InputError(f"{best.name} cannot be saved.")
@@ -182,6 +184,13 @@ class _Planner:
         return Plan(
             config=config, chosen=chosen, rows=ordered, dense_metric=self.dense, verdict=verdict
         )
+
+    def _add_above(self, rows: list[Row], everything: bool) -> None:
+        """Add the next larger plain integers, for comparison."""
+        above = self.candidates.plain_above(self.target)
+        if above is not None:
+            tried = everything and self.measure is not None
+            rows.append(self._row(above, self._score(above) if tried else None))
 
     def _smallest(self, max_drop: float, rows: list[Row]) -> int:
         """Return the smallest size whose drop is small enough, by bisection of the rates."""
@@ -220,10 +229,11 @@ class _Planner:
             raise BudgetError(self._too_small(target))
         scores: dict[int, float] = {}
         if self.measure is not None:
-            for candidate in savable[:n_confirm]:
+            plain = [c for c in savable[n_confirm:] if everything and c.name.endswith(FITTED)]
+            tried = [*savable[:n_confirm], *plain]
+            for candidate in tried:
                 scores[id(candidate)] = self._score(candidate)
-            savable = savable[:n_confirm]
-            best = max(savable, key=lambda c: scores[id(c)])
+            best = max(tried, key=lambda c: scores[id(c)])
         else:
             best = savable[0]
         rows += [self._row(c, scores.get(id(c))) for c in found]
@@ -282,18 +292,33 @@ def _verdict(chosen: Row, rows: tuple[Row, ...], target: int, dense: float | Non
     if chosen.metric is not None and dense is not None:
         what += f", metric {chosen.metric:.2f} (dense {dense:.2f})"
     near = [row for row in rows if 0.9 * target <= row.num_bytes <= target]
-    better = [row for row in near if row.error < chosen.error]
-    outside = [row.name for row in better if not row.can_be_saved]
+    outside = [row.name for row in near if row.error < chosen.error and not row.can_be_saved]
     if outside:
-        return (
-            f"{what}; {', '.join(outside)} has less error at this size, but kflats cannot save it."
-        )
-    plain = [row for row in rows if row.name.startswith("int") and row.num_bytes <= target]
-    if not plain:
-        return f"{what}; plain integers do not get this small."
-    best_plain = min(plain, key=lambda row: row.error)
-    if chosen.name == best_plain.name:
-        return f"{what}; plain integers are best here, so that is what is saved."
-    return f"{what}; the best plain integers of this size ({best_plain.name}) have " + (
-        f"{best_plain.error / chosen.error:.1f} times its error."
+        what += f"; {', '.join(outside)} has less error at this size, but kflats cannot save it"
+    plain = [row for row in rows if row.name.endswith(FITTED)]
+    fits = [row for row in plain if row.num_bytes <= target]
+    best = max(fits, key=_size, default=None)
+    above = min((row for row in plain if row.num_bytes > target), key=_size, default=None)
+    if best is None:
+        what += "; plain integers do not get this small"
+    elif best.name == chosen.name:
+        what += "; plain integers are best here, so that is what is saved"
+        best = None
+    beside = [_beside(row, chosen, target) for row in (best, above) if row is not None]
+    return f"{what}; plain integers next to it: {'; '.join(beside)}." if beside else f"{what}."
+
+
+def _size(row: Row) -> tuple[int, bool]:
+    return row.num_bytes, row.metric is not None
+
+
+def _beside(row: Row, chosen: Row, target: int) -> str:
+    """Say how plain integers of another size compare."""
+    share = row.num_bytes / target
+    size = f"{1 - share:.1%} below" if share <= 1 else f"{share - 1:.1%} above"
+    error = f"{row.error / chosen.error:.1f} times its error" if chosen.error else "more error"
+    metric = "" if row.metric is None else f", metric {row.metric:.2f}"
+    return (
+        f"{row.name.removesuffix(FITTED)} with {row.num_bytes:,} bytes, {size} the limit, "
+        f"has {error}{metric}"
     )

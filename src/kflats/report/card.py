@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from kflats.storage.info import FolderInfo, TableInfo
 
 _METHODS = {
@@ -17,7 +21,7 @@ _METHODS = {
 _LIBRARIES = {"SentenceTransformer": "sentence-transformers", "plain module": "kflats"}
 
 
-def model_card(info: FolderInfo, name: str) -> str:
+def model_card(info: FolderInfo, name: str, base_model: str | None = None) -> str:
     """Return the card as Markdown with the metadata block of the Hub.
 
     Parameters
@@ -26,12 +30,15 @@ def model_card(info: FolderInfo, name: str) -> str:
         What the folder holds.
     name : str
         Folder or repository name, for the title and the example.
+    base_model : str, optional
+        Name on the Hub of the model that it was made from.
     """
     library = _LIBRARIES.get(info.architecture, "transformers")
     rows = "\n".join(_row(table) for table in info.tables)
+    base = "" if base_model is None else f"base_model: {base_model}\n"
     return f"""---
 library_name: {library}
-tags:
+{base}tags:
 - kflats
 - compression
 - embedding-compression
@@ -39,38 +46,80 @@ tags:
 
 # {name}
 
-The token table of this {info.architecture} is compressed by kflats: each row is stored as its
-coefficients in one of a few subspaces, or as packed codes of few bits. All other weights are as
-they were in the model it was made from.
+The token table of this {info.architecture} is compressed by kflats: {_stored(info)}. Compressing
+changed no other weight.
 
 | table | rows x columns | method | subspaces | rank | dense | now | relative error |
 |---|---|---|---|---|---|---|---|
 {rows}
 
-Bytes count all that is stored for the table, in its storage type. The relative error is
-that of the rows, ||A - A'||_F / ||A||_F, when the factors were found; training afterwards changes
-it. All tensors together: {info.tensor_bytes:,} bytes, with dense tables
-{info.dense_tensor_bytes:,}.
+Bytes count all that is stored for the table, in its storage type. The relative error is that of
+the rows, ||A - A'||_F / ||A||_F, when the table was compressed; training afterwards changes it. All
+tensors together: {info.tensor_bytes:,} bytes, with dense tables {info.dense_tensor_bytes:,}.
 
 ## Use
 
+Loading it needs kflats. In a clone of its repository:
+
 ```
-pip install 'kflats[hf]'
+pip install -c constraints.txt -e '.{"" if library == "kflats" else "[hf]"}'
 ```
 
 ```python
 {_example(info, name)}
 ```
 
-Without `import kflats` loading stops with an error about the shape of the table. It saves, trains
-and exports like any model of its library. `kflats restore FOLDER -o OUT` writes an ordinary dense
-checkpoint with the same outputs.
+{_abilities(info)}
 
 ## Method
 
 Maalouf, Lang, Rus, Feldman, *Deep Learning Meets Projective Clustering*, ICLR 2021,
 [arXiv:2010.04290](https://arxiv.org/abs/2010.04290). Format version {info.format_version}.
 """
+
+
+def base_model(model: nn.Module) -> str | None:
+    """Return the name on the Hub of the model that this was loaded as, if it came from there.
+
+    A local folder is not told: it means nothing elsewhere.
+    """
+    from kflats.tables import transformers_roots
+
+    for root in transformers_roots(model):
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        name = str(root.config._name_or_path)
+        with suppress(HFValidationError):
+            if not Path(name).exists() and try_to_load_from_cache(name, "config.json"):
+                return name
+    return None
+
+
+def _stored(info: FolderInfo) -> str:
+    """Say how rows are stored; the tables of a folder are all of one form or of both."""
+    forms = {
+        True: "each row is stored as packed codes of few bits",
+        False: "each row is stored as its\ncoefficients in one of a few subspaces",
+    }
+    return ", or ".join(forms[packed] for packed in sorted({t.is_packed for t in info.tables}))
+
+
+def _abilities(info: FolderInfo) -> str:
+    """Say what can be done with the model; each sentence holds for the form of its tables."""
+    plain = info.architecture == "plain module"
+    back = (
+        "`kflats.to_dense_(model)` gives the dense table back"
+        if plain
+        else "`kflats restore FOLDER -o OUT` writes an ordinary dense checkpoint"
+    ) + ", with the same outputs up to rounding"
+    if any(table.is_packed for table in info.tables):
+        return (
+            "It runs and is saved like any model of its library. As it is, a packed table is not\n"
+            f"trained, gets no new rows and has no ONNX form. {back}."
+        )
+    saved = "saved with `kflats.save`" if plain else "saved like any model of its library"
+    return f"It trains like any model of its library and is {saved}. {back}."
 
 
 def _row(table: TableInfo) -> str:
@@ -81,13 +130,17 @@ def _row(table: TableInfo) -> str:
         " = ".join(f"`{reader}`" for reader in table.readers),
         f"{shape.num_embeddings:,} x {shape.embedding_dim:,}",
         _METHODS.get(table.method, table.method),
-        f"{shape.n_clusters}{' affine' if shape.affine else ''}{kept}",
-        shape.rank_range,
+        ("none" if table.is_packed else _subspaces(table)) + kept,
+        "none" if table.is_packed else shape.rank_range,
         f"{table.dense_bytes:,} bytes",
         f"{table.num_bytes:,} bytes ({table.saving})",
         error,
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _subspaces(table: TableInfo) -> str:
+    return f"{table.shape.n_clusters}{' affine' if table.shape.affine else ''}"
 
 
 def _example(info: FolderInfo, name: str) -> str:

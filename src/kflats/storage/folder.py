@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from kflats.errors import CheckpointError, InputError
+from kflats.files import temporary_folder
 from kflats.report import CompressionReport
-from kflats.report.card import model_card
+from kflats.report.card import base_model, model_card
 from kflats.storage.check import check_folder, read_json, read_manifest
 from kflats.storage.entropy import check_codes, entropy_code
 from kflats.storage.info import folder_info
@@ -56,16 +55,19 @@ def new_folder(target: Path) -> Iterator[Path]:
     check_new_folder(target)
     fresh_parent = not target.parent.exists()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise CheckpointError(f"cannot write to {target.parent}: {error.strerror}.") from error
-    try:
-        yield partial
-        _open_up(partial)
-        partial.rename(target)
+        with ExitStack() as stack:
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                temporary = temporary_folder(target.parent, target.name)
+                partial = stack.enter_context(temporary)
+            except OSError as error:
+                raise CheckpointError(
+                    f"cannot write to {target.parent}: {error.strerror}."
+                ) from error
+            yield partial
+            _open_up(partial)
+            partial.rename(target)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
         if fresh_parent:
             with suppress(OSError):
                 target.parent.rmdir()
@@ -163,7 +165,7 @@ def _save(
             if report is not None:
                 _write_json(partial / REPORT, report.to_dict())
             if factor_layers(model):
-                card = model_card(folder_info(partial), target.name)
+                card = model_card(folder_info(partial), target.name, base_model(model))
                 (partial / CARD).write_text(card, encoding="utf-8")
         except (OSError, SafetensorError) as error:
             if isinstance(error, CheckpointError):

@@ -52,9 +52,14 @@ class TableInfo:
     relative_error: float | None
 
     @property
+    def is_packed(self) -> bool:
+        """Whether it is in packed codes, which have no rank, and no numbers that train."""
+        return isinstance(self.shape, CodeShape)
+
+    @property
     def saving(self) -> str:
         """What was saved in words: parameters, or bits where the form is packed codes."""
-        if isinstance(self.shape, CodeShape):
+        if self.is_packed:
             return f"{8 * self.num_bytes / self.shape.dense_parameters:.2f} bits per parameter"
         return f"{self.shape.compression:.1%} fewer parameters"
 

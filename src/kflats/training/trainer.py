@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from typing import Any
 
 from kflats.errors import InputError, MissingExtraError
+from kflats.files import temporary_folder
 from kflats.training.batches import Batches, Pieces
 from kflats.training.distillation import DIVERGED, Student
 from kflats.training.groups import Groups
@@ -43,9 +43,9 @@ def train_student(
         raise MissingExtraError("transformers", "train") from error
 
     device = next(student.model.parameters()).device
-    with tempfile.TemporaryDirectory() as place:
+    with temporary_folder() as place:
         chosen = TrainingArguments(
-            place, **{**_SETTINGS, "use_cpu": device.type == "cpu", **settings}
+            str(place), **{**_SETTINGS, "use_cpu": device.type == "cpu", **settings}
         )
         kind, options = Trainer.get_optimizer_cls_and_kwargs(chosen, student)
         optimizer = kind(groups.for_optimizer(*rates), **options)
