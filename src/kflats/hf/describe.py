@@ -12,6 +12,7 @@ from kflats.errors import CheckpointError, InputError
 from kflats.hf.config import METHOD, KFlatsConfig
 from kflats.hf.unpack import Unpack, is_unpacking
 from kflats.layers import StoredTable
+from kflats.layers.coded import CodedTable
 from kflats.layers.stored import FILE_NAMES
 from kflats.storage.manifest import FORMAT_VERSION, Manifest, factor_layers, owner_names
 
@@ -88,11 +89,17 @@ def declare_ties(model: Any) -> None:
 
 
 def index_tables(model: nn.Module) -> None:
-    """Find the places of rows and columns again after the labels and pivots were read."""
+    """Find the places of rows and columns again after the labels and pivots were read.
+
+    Packed codes are frozen again: transformers lets every float tensor that it reads train.
+    """
     layers = factor_layers(model)
     for name in owner_names(layers).values():
+        layer = layers[name]
+        if isinstance(layer, CodedTable):
+            layer.freeze_()
         try:
-            layers[name].index_()
+            layer.index_()
         except InputError as error:
             raise CheckpointError(f"{name} is damaged: {error}") from error
     share_tensors(model)
