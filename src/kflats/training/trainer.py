@@ -5,7 +5,8 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
-from kflats.errors import InputError, MissingExtraError
+from kflats.errors import InputError
+from kflats.extras import need
 from kflats.training.batches import Batches, Pieces
 from kflats.training.distillation import DIVERGED, Student
 from kflats.training.groups import Groups
@@ -20,6 +21,17 @@ _SETTINGS: dict[str, Any] = {
     "remove_unused_columns": False,
     "dataloader_pin_memory": False,
 }
+
+
+def check_installed() -> None:
+    """Check that the trainer of transformers can run.
+
+    Raises
+    ------
+    MissingExtraError
+        If transformers or accelerate is not installed.
+    """
+    need("train", "transformers", "accelerate")
 
 
 def train_student(
@@ -37,10 +49,7 @@ def train_student(
     InputError
         If a loss or a trained number is not finite.
     """
-    try:
-        from transformers import PrinterCallback, Trainer, TrainingArguments
-    except ImportError as error:
-        raise MissingExtraError("transformers", "train") from error
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
     device = next(student.model.parameters()).device
     with tempfile.TemporaryDirectory() as place:
