@@ -220,7 +220,7 @@ def test_model_that_is_the_embedding_itself_is_refused() -> None:
     ],
 )
 def test_padding_adds_nothing_to_a_sum(settings: dict[str, Any]) -> None:
-    model = nn.Sequential(nn.Embedding(600, 24, padding_idx=5))
+    model: Any = nn.Sequential(nn.Embedding(600, 24, padding_idx=5))
     with torch.no_grad():
         model[0].weight += 0.5
         model[0].weight[5] = 0.0
@@ -234,7 +234,7 @@ def test_padding_adds_nothing_to_a_sum(settings: dict[str, Any]) -> None:
 
 
 def test_padding_row_that_is_not_zero_costs_nothing() -> None:
-    model = nn.Sequential(nn.Embedding(600, 24, padding_idx=5))
+    model: Any = nn.Sequential(nn.Embedding(600, 24, padding_idx=5))
     with torch.no_grad():
         model[0].weight[5] = 1.0
     report = compress_(model, CompressionConfig(bits=4.0))

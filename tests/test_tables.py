@@ -181,7 +181,7 @@ def test_row_outside_the_table_is_refused(own: bool, message: str) -> None:
 
 
 def test_zero_rows_of_the_padding_are_known() -> None:
-    model = nn.Sequential(nn.Embedding(9, 4, padding_idx=2))
+    model: Any = nn.Sequential(nn.Embedding(9, 4, padding_idx=2))
     (table,) = find_tables(model)
     assert table.zero_ids == (2,)
     with torch.no_grad():

@@ -54,7 +54,7 @@ def _warn(library: str, error: ImportError) -> None:
     # Raising would break the library for programs that do not use kflats with it.
     warnings.warn(
         f"kflats cannot plug itself into this {library} ({error}); models with factorised tables "
-        "will not load. kflats needs transformers 5: pip install 'kflats[hf]'.",
+        "will not load. kflats needs transformers 5: it comes with the extra 'hf'.",
         RuntimeWarning,
         stacklevel=3,
     )

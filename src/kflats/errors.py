@@ -46,12 +46,22 @@ class MissingExtraError(KflatsError, ImportError):
     Parameters
     ----------
     package : str
-        Name of the missing package.
+        Name of the missing package; of several, separated by ", ".
     extra : str
         The extra of kflats that brings it.
+    instead : str, optional
+        What else would do, as the end of a sentence.
     """
 
-    def __init__(self, package: str, extra: str) -> None:
+    def __init__(self, package: str, extra: str, instead: str = "") -> None:
+        *names, last = (repr(name) for name in package.split(", "))
+        what = f"{', '.join(names)} and {last} are" if names else f"{last} is"
         super().__init__(
-            f"{package!r} is needed for this and not installed: pip install 'kflats[{extra}]'"
+            f"{what} needed for this and not installed: in the folder of kflats, run "
+            f"{install_line(extra)}{instead and f', or {instead}'}"
         )
+
+
+def install_line(extra: str) -> str:
+    """Return the command that adds an extra, for the root of a checkout."""
+    return f"pip install -c constraints.txt -e '.[{extra}]'"

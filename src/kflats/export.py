@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kflats.errors import ExportError, InputError, MissingExtraError, UnsupportedModelError
+from kflats.extras import need
 from kflats.layers import CodedTable
 from kflats.storage.folder import new_folder
 from kflats.storage.manifest import factor_layers
@@ -95,7 +96,7 @@ def export_onnx(
     CheckpointError
         If the folder exists or cannot be written.
     """
-    exporter, config_class = _exporter()
+    converter, config_class = exporter()
     encoder = _encoder(model).eval()
     inputs = _sample(encoder, *_SHAPES[0])
     free = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
@@ -104,7 +105,7 @@ def export_onnx(
     with new_folder(target) as partial:
         with _quiet(), _no_cache(encoder):
             try:
-                exported = exporter.export(encoder, dict(inputs), config=config)
+                exported = converter.export(encoder, dict(inputs), config=config)
                 exported.config = _plain_config(encoder)
                 exported.save_pretrained(partial)
                 _strip(partial / "model.onnx")
@@ -144,14 +145,19 @@ def _clear(message: Any) -> None:
                 _clear(each)
 
 
-def _exporter() -> tuple[Any, Any]:
+def exporter() -> tuple[Any, Any]:
+    """Return the exporter of transformers and the class of its settings.
+
+    Raises
+    ------
+    MissingExtraError
+        If a package that it needs is not installed, or transformers is older than 5.16.
+    """
+    need("onnx", "transformers", "onnx", "onnxruntime", "onnxscript")
     try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
         from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
     except ImportError as error:
-        raise MissingExtraError("onnxscript, onnxruntime and transformers 5.16", "onnx") from error
+        raise MissingExtraError("transformers 5.16 or newer", "onnx") from error
     return OnnxExporter(), OnnxConfig
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kflats import InputError
+from kflats import InputError, MissingExtraError
 from kflats.evaluation.sts import HUB_DATASET, Pairs, embed, load_pairs, sts_spearman
 
 ROOT = Path(__file__).parents[2]
@@ -222,6 +222,27 @@ def test_unreachable_hub_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     with pytest.raises(InputError, match="--data"):
         load_pairs()
+
+
+@pytest.mark.parametrize(
+    ("package", "data", "message"),
+    [
+        (
+            "datasets",
+            None,
+            r"'datasets' .*\.\[glue\]'.*columns sentence1, sentence2, score \(--data",
+        ),
+        ("pandas", "pairs.parquet", r"'pandas' .*\.\[demo\]'"),
+        ("pyarrow", "pairs.parquet", r"'pyarrow' .*\.\[demo\]'"),
+    ],
+)
+def test_a_missing_package_is_named_with_what_brings_it(
+    package: str, data: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FRAME.to_parquet(tmp_path / "pairs.parquet")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=message):
+        load_pairs(None if data is None else tmp_path / data)
 
 
 # The real thing

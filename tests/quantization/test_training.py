@@ -155,6 +155,20 @@ def test_gradients_reach_used_rows_and_what_all_share() -> None:
     assert layer.exact.grad is None
 
 
+@forms
+def test_codes_that_were_set_to_train_unpack_without_their_graph(form: str) -> None:
+    model = coded(form)
+    layer: Any = model[0]
+    for each in (layer.scales, layer.books, layer.exact):
+        each.requires_grad_(True)
+    unpacked: Any = unpack_(model, dense_like(spectral_table()))[0]
+    assert not any(each.requires_grad for each in unpacked.buffers())
+    assert all(each.is_leaf for each in unpacked.parameters())
+    for _ in range(2):
+        model(torch.arange(400)).square().sum().backward()
+    assert not any(each.requires_grad for each in pack_(model)[0].parameters())
+
+
 def test_the_gradient_of_latents_is_that_of_the_unrounded_row() -> None:
     model = unpack_(coded("plain"))
     layer, ids = model[0], torch.tensor([7])

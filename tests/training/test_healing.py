@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kflats import CompressionConfig, HealingReport, InputError, UnsupportedModelError, compress_
+from kflats import (
+    CompressionConfig,
+    HealingReport,
+    InputError,
+    MissingExtraError,
+    UnsupportedModelError,
+    compress_,
+)
 from kflats import heal_ as heal
 from kflats.layers import FactorizedEmbedding, QuantizedEmbedding
 from kflats.training.distillation import Student
@@ -305,6 +313,26 @@ def test_texts_without_a_known_token_are_refused(wrong: list[str]) -> None:
 def test_settings_out_of_range_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(changes))):
         healed(*pair(), **changes)
+
+
+def test_a_compressed_teacher_is_refused() -> None:
+    model, _ = pair()
+    with pytest.raises(InputError, match="the teacher BertModel has a compressed table itself"):
+        healed(model, pair(**FACTORS)[0])
+
+
+@pytest.mark.parametrize("method", ["factors", "codes"])
+def test_static_models_are_refused(method: str) -> None:
+    from tests.hf.static import compressed, dense
+
+    with pytest.raises(UnsupportedModelError, match=r"'0\.embedding' is an embedding bag"):
+        heal(compressed(method), texts(), teacher=dense(), tokenizer=tokenizer())
+
+
+def test_without_accelerate_nothing_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingExtraError, match=r"'accelerate' .*\.\[train\]"):
+        heal(nn.Identity(), [], teacher=nn.Identity())
 
 
 def test_wrong_models_are_refused() -> None:

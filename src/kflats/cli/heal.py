@@ -56,9 +56,13 @@ def heal(
     from kflats.models import open_model, tokenizer_of
     from kflats.storage.folder import check_new_folder, save
     from kflats.training import heal_
-    from kflats.weighting.weights import read_texts
+    from kflats.training.trainer import check_installed
+    from kflats.weighting.weights import check_texts, read_texts
 
+    check_installed()
     check_new_folder(out)
+    check_texts(text)
+    _check_folders(folder, teacher)
     quiet_libraries()
     with errors.status("loading the models"):
         model, dense = open_model(folder), open_model(teacher)
@@ -81,3 +85,21 @@ def heal(
     save(model, out, extras=tokenizer_saver(model, folder))
     output.print(f"{report}\nsaved to {out}", markup=False, highlight=False, soft_wrap=True)
     emit({"output": str(out), **report.to_dict()}, json)
+
+
+def _check_folders(name: str, teacher: str) -> None:
+    """Refuse what cannot be healed, or teach, before anything is loaded."""
+    from kflats.errors import InputError
+    from kflats.models import is_compressed, resolve
+    from kflats.storage.check import read_manifest
+    from kflats.training.healing import refuse_bag, refuse_teacher
+
+    source, dense = Path(resolve(name)), Path(resolve(teacher))
+    if source.is_dir():
+        if not is_compressed(source):
+            raise InputError(f"{name} has no compressed table: run kflats compress first.")
+        for module, spec in read_manifest(source)[0].modules.items():
+            if spec.kind == "bag":
+                refuse_bag(module)
+    if dense.is_dir() and is_compressed(dense):
+        refuse_teacher(teacher)

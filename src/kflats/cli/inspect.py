@@ -63,10 +63,12 @@ def inspect(
             "compressions are between 0 and 1, numbers of clusters at least 1."
         )
     from kflats.errors import BudgetError
+    from kflats.extras import need
     from kflats.models import open_model
     from kflats.tables import embedding_tables, find_tables
 
     quiet_libraries()
+    need("report", "matplotlib")
     with errors.status("loading the model"):
         opened = open_model(model, base_model=base_model)
     chosen = find_tables(opened, module)

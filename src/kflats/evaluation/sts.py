@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kflats.errors import InputError, MissingExtraError
+from kflats.errors import InputError
+from kflats.extras import need
 
 HUB_DATASET = "mteb/stsbenchmark-sts"
 _COLUMNS = ("sentence1", "sentence2", "score")
@@ -69,10 +70,9 @@ def load_pairs(data: str | Path | None = None, split: str = "test") -> Pairs:
             f"{path} does not exist; give a parquet file with the columns {', '.join(_COLUMNS)}, "
             "or leave --data out to download STS-B."
         )
-    try:
-        import pandas
-    except ImportError as error:
-        raise MissingExtraError("pandas", "demo") from error
+    need("demo", "pandas", "pyarrow")
+    import pandas
+
     try:
         frame = pandas.read_parquet(path)
     except (ValueError, OSError) as error:
@@ -83,10 +83,10 @@ def load_pairs(data: str | Path | None = None, split: str = "test") -> Pairs:
 
 
 def _from_hub(split: str) -> Pairs:
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError("datasets", "glue") from error
+    wanted = f"give a parquet file with the columns {', '.join(_COLUMNS)} (--data FILE)"
+    need("glue", "datasets", instead=wanted)
+    import datasets
+
     try:
         table = datasets.load_dataset(HUB_DATASET, split=split)
     except (OSError, ValueError) as error:

@@ -13,6 +13,7 @@ from kflats.hf.config import METHOD, KFlatsConfig
 from kflats.hf.names import renamings
 from kflats.hf.unpack import is_unpacking
 from kflats.layers import StoredTable
+from kflats.layers.coded import CodedTable
 from kflats.layers.stored import FILE_NAMES
 from kflats.storage.manifest import FORMAT_VERSION, Manifest, factor_layers, owner_names
 
@@ -70,15 +71,21 @@ def declare_ties(model: Any) -> None:
 
 
 def index_tables(model: nn.Module) -> None:
-    """Find the places of rows and columns again after the labels and pivots were read."""
+    """Find the places of rows and columns again after the labels and pivots were read.
+
+    Packed codes are frozen again: transformers lets every float tensor that it reads train.
+    """
     layers = factor_layers(model)
     for layer in layers.values():
         layer.is_loading = False
         for owner in layer._owner:
             layer.share_with(owner)  # what was read has replaced its buffers
     for name in owner_names(layers).values():
+        layer = layers[name]
+        if isinstance(layer, CodedTable):
+            layer.freeze_()
         try:
-            layers[name].index_()
+            layer.index_()
         except InputError as error:
             raise CheckpointError(f"{name} is damaged: {error}") from error
     share_tensors(model)

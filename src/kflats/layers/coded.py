@@ -104,6 +104,13 @@ class CodedTable(StoredTable):
             self.register_buffer(name, getattr(codes, name))
         return self.index_()
 
+    def freeze_(self) -> Self:
+        """Let no tensor have a gradient, as in a new layer; loaders of weights turn it on."""
+        for name in self.FACTORS:
+            if (tensor := getattr(self, name)) is not None:
+                tensor.requires_grad_(False)
+        return self
+
     @property
     def like(self) -> Tensor:
         """The scales."""

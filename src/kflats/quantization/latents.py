@@ -52,8 +52,9 @@ class Latents:
     ends: Tensor
 
 
+@torch.no_grad()
 def latents_of(codes: Codes, table: Tensor | None = None) -> Latents:
-    """Return the numbers of a table in packed codes; the codes are left alone.
+    """Return the numbers of a table in packed codes, without gradient; the codes are left alone.
 
     Coefficients are the levels themselves. With the ``table`` before compression, of shape
     (num_embeddings, embedding_dim), they are where its rows lie in the cells of these levels.
@@ -84,7 +85,7 @@ def latents_of(codes: Codes, table: Tensor | None = None) -> Latents:
         bases=bases / units[:, None],
         columns=scales[stored:] / columns if len(columns) else None,
         levels=books.numbers[2:].clone(),
-        exact=codes.exact,
+        exact=None if codes.exact is None else codes.exact.detach(),
         labels=codes.labels,
         units=torch.cat([units, columns]),
         ends=codes.books[:2].clone(),

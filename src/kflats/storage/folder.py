@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from kflats.errors import CheckpointError, InputError
+from kflats.extras import need
 from kflats.files import temporary_folder
 from kflats.report import CompressionReport
 from kflats.report.card import base_model, model_card
@@ -98,7 +99,7 @@ def save(
     entropy : bool, default=False
         Whether tables in packed codes are entropy-coded in the file: fewer bytes to download, the
         same in memory, where they are packed again when they are loaded. It needs constriction,
-        ``pip install 'kflats[entropy]'``. A table that would not become smaller is left as it is.
+        which the extra ``entropy`` brings. A table that would not become smaller stays as it is.
     **options
         Passed to the ``save_pretrained`` of the model, for instance ``max_shard_size``.
 
@@ -198,16 +199,20 @@ def load(folder: str | os.PathLike[str], *, model: nn.Module | None = None, **op
     CheckpointError
         If the folder or a tensor is missing, a file is damaged, a shape is wrong, or the format
         version is not the one this kflats reads.
+    MissingExtraError
+        If the library of the model is not installed.
     """
     source = Path(folder)
     if not source.is_dir():
         raise CheckpointError(f"{source} is not a folder; give one that kflats.save wrote.")
     check_folder(source)
     if (source / "modules.json").exists():
+        need("hf", "transformers", "sentence_transformers")
         from kflats.companions import sentence_class
 
         return sentence_class(source)(str(source), **options)
     if (source / "config.json").exists():
+        need("hf", "transformers")
         return _architecture(source).from_pretrained(source, **options)
     if model is None:
         raise InputError(

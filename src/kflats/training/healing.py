@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
-from kflats.errors import InputError
+from kflats.errors import InputError, UnsupportedModelError
+from kflats.layers import TableBag
 from kflats.layers.trainable import TrainableTable
 from kflats.quantization.training import pack_
 from kflats.report.healing import HealingReport
@@ -18,7 +19,7 @@ from kflats.storage.manifest import factor_layers
 from kflats.training.batches import Batches, Pieces, split
 from kflats.training.distillation import Student
 from kflats.training.scope import kept_modes, trainable
-from kflats.training.trainer import train_student
+from kflats.training.trainer import check_installed, train_student
 
 PARTS = ("table", "all")
 _MOST, _OF_ERROR = 1e-2, 0.04
@@ -86,8 +87,12 @@ def heal_(
     Raises
     ------
     InputError
-        If a setting is out of range, the model has no compressed table, the texts hold no token it
-        knows, or a loss is not finite. The model is as it was then.
+        If a setting is out of range, the model has no compressed table or its teacher has one, the
+        texts hold no token it knows, or a loss is not finite. The model is as it was then.
+    UnsupportedModelError
+        If the table is that of an embedding bag, or the model has a decoder with input of its own.
+    MissingExtraError
+        If transformers or accelerate is not installed.
 
     Examples
     --------
@@ -97,6 +102,7 @@ def heal_(
     >>> print(heal_(model, open("text.txt"), teacher=teacher))  # doctest: +SKIP
     """
     started = time.perf_counter()
+    check_installed()
     if learning_rate is None:
         learning_rate = _learning_rate(model)
     numbers = {
@@ -173,10 +179,32 @@ def _check(model: nn.Module, teacher: nn.Module, parts: str, numbers: dict[str, 
     for name, value in numbers.items():
         if not 0 < value < math.inf:
             raise InputError(f"{name}={value} must be a finite number above 0.")
-    if not factor_layers(model):
+    layers = factor_layers(model)
+    if not layers:
         raise InputError(f"{type(model).__name__} has no compressed table: run compress_ first.")
     if teacher is model:
         raise InputError("the teacher is the model itself; load the dense model once more.")
+    if factor_layers(teacher):
+        refuse_teacher(type(teacher).__name__)
+    for name, each in layers.items():
+        if isinstance(each, TableBag):
+            refuse_bag(name)
+
+
+def refuse_teacher(name: str) -> NoReturn:
+    """Raise InputError: a teacher is compressed itself."""
+    raise InputError(
+        f"the teacher {name} has a compressed table itself; give the model as it was before "
+        "compression."
+    )
+
+
+def refuse_bag(name: str) -> NoReturn:
+    """Raise UnsupportedModelError: a table is that of an embedding bag."""
+    raise UnsupportedModelError(
+        f"{name!r} is an embedding bag, the table of a static embedding model; only embeddings and "
+        "output heads can be healed. Compress it with more bits instead."
+    )
 
 
 def _tokenizer(model: Any, given: Any) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kflats.errors import InputError, MissingExtraError
+from kflats.errors import InputError
+from kflats.extras import need
 from kflats.files import temporary_folder
 from kflats.training.batches import Batches, Pieces
 from kflats.training.distillation import DIVERGED, Student
@@ -22,6 +23,17 @@ _SETTINGS: dict[str, Any] = {
 }
 
 
+def check_installed() -> None:
+    """Check that the trainer of transformers can run.
+
+    Raises
+    ------
+    MissingExtraError
+        If transformers or accelerate is not installed.
+    """
+    need("train", "transformers", "accelerate")
+
+
 def train_student(
     student: Student,
     groups: Groups,
@@ -37,10 +49,7 @@ def train_student(
     InputError
         If a loss or a trained number is not finite.
     """
-    try:
-        from transformers import PrinterCallback, Trainer, TrainingArguments
-    except ImportError as error:
-        raise MissingExtraError("transformers", "train") from error
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
     device = next(student.model.parameters()).device
     with temporary_folder() as place:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kflats.errors import InputError, MissingExtraError
+from kflats.errors import InputError
+from kflats.extras import need
 
 _LINES_PER_BATCH = 1024
 
@@ -93,6 +94,20 @@ def read_texts(source: str | Path | Iterable[str], column: str = "text") -> Iter
         yield from (line.strip() for line in lines if line.strip())
 
 
+def check_texts(source: str | Path | None) -> None:
+    """Check that the file is there and its format can be read; done before long work.
+
+    Raises
+    ------
+    InputError
+        If there is no such file.
+    MissingExtraError
+        If it is a parquet file and pyarrow is not installed.
+    """
+    if source is not None:
+        _existing(source)
+
+
 @contextmanager
 def _utf8(path: Path) -> Iterator[None]:
     try:
@@ -109,14 +124,14 @@ def _existing(source: str | Path) -> Path:
         raise InputError(
             f"{path} is not a file; give a text file, a parquet file or a JSON file of counts."
         )
+    if path.suffix == ".parquet":
+        need("demo", "pyarrow")
     return path
 
 
 def _column(path: Path, column: str) -> Iterator[str]:
-    try:
-        from pyarrow import ArrowInvalid, parquet
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", "glue") from error
+    from pyarrow import ArrowInvalid, parquet
+
     try:
         names = parquet.read_schema(path).names
     except ArrowInvalid as error:
