@@ -81,7 +81,7 @@ def test_rows_and_logits_may_be_changed_in_place(
 def test_average_of_equal_models_is_the_model(form: str) -> None:
     model = made(form)
     for decay in (0.5, 0.9, 0.999):
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        average: Any = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
         for _ in range(5):
             average.update_parameters(model)
         rows = average.module.words(torch.arange(300))
