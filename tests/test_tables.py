@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from kflats import CompressionConfig, InputError, UnsupportedModelError, compress_
@@ -189,3 +190,22 @@ def test_zero_rows_of_the_padding_are_known() -> None:
     with torch.no_grad():
         model[0].weight[2, 1] = 0.5
     assert not table.zero_ids
+
+
+class Towers(nn.Module):
+    """Names no token table, as OWLv2 does, and has one with the size of the vocabulary."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.config = transformers.BertConfig(vocab_size=vocabulary)
+        self.words, self.places = nn.Embedding(50, 8), nn.Embedding(20, 8)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return nn.Conv2d(3, 8, 2)
+
+
+def test_table_with_the_size_of_the_vocabulary_is_taken_where_none_is_named() -> None:
+    (table,) = find_tables(Towers(50))
+    assert table.name == "words"
+    with pytest.raises(InputError, match=r"no token table .* \['words', 'places'\]"):
+        find_tables(Towers(51))

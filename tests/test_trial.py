@@ -89,3 +89,19 @@ def test_what_the_dense_model_cannot_run_is_not_judged() -> None:
     model = odd_bert()
     model.forward = lambda **_: 1 / 0
     check_trial(model, find_tables(model))
+
+
+def test_table_of_a_speech_model_is_tried_on_sound() -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    front = {"conv_dim": (16,), "conv_stride": (5,), "conv_kernel": (10,)}
+    config = transformers.SEWDConfig(
+        **sizes,
+        **front,
+        num_feat_extract_layers=1,
+        intermediate_size=48,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=2,
+    )
+    model = transformers.SEWDModel(config)
+    with pytest.raises(UnsupportedModelError, match=r"SEWDModel does not run .*rel_embeddings"):
+        compress_(model, CompressionConfig(compression=0.4, n_clusters=2))

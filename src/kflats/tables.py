@@ -103,7 +103,8 @@ def find_tables(model: nn.Module, names: Iterable[str] | None = None) -> list[Ta
     ----------
     model : nn.Module
         Any model. A transformers model says itself which tables hold the tokens: those of its
-        input embeddings, and of an output head that is not tied to them. In other models the
+        input embeddings, and of an output head that is not tied to them; where it names none,
+        the only embedding with a row for every id of the vocabulary is taken. In other models the
         only embedding, or embedding bag, is taken.
     names : iterable of str, optional
         Names of embeddings, embedding bags and linear heads to take instead.
@@ -119,6 +120,8 @@ def find_tables(model: nn.Module, names: Iterable[str] | None = None) -> list[Ta
     tables = [table for table in everything if not table.is_head]
     inputs = list(_token_modules(model, "get_input_embeddings"))
     chosen = _reading(tables, inputs)
+    if not chosen:
+        chosen = _of_vocabulary(model, tables)
     if not chosen and not inputs and len(tables) == 1:
         chosen = tables
     if not chosen:
@@ -133,6 +136,15 @@ def find_tables(model: nn.Module, names: Iterable[str] | None = None) -> list[Ta
     sizes = {len(table.weight) for table in chosen}
     own = [head for head in heads if head not in chosen and len(head.weight) in sizes]
     return chosen + own
+
+
+def _of_vocabulary(model: nn.Module, tables: list[Table]) -> list[Table]:
+    """Return the one table of a transformers model that has the size of a vocabulary, if any."""
+    config = getattr(model, "config", None)
+    parts = [config, *vars(config).values()] if hasattr(config, "to_dict") else []
+    sizes = {getattr(part, "vocab_size", None) for part in parts}
+    found = [table for table in tables if len(table.weight) in sizes]
+    return found if len(found) == 1 else []
 
 
 def _reading(tables: list[Table], modules: list[nn.Module]) -> list[Table]:

@@ -1,7 +1,7 @@
 """A trial before tables are replaced: whether the model needs them as matrices.
 
 Some models do more with a table than to look up rows and to multiply with it: MobileBERT joins its
-head with another matrix, others read the values of rows they choose. What they do stands in their
+head with another matrix, SEW-D normalises its relative positions. What they do stands in their
 code, not in their modules, so a copy of the model is run on a few ids, with the dense table and
 with one that holds the same values behind the interface of compressed layers.
 """
@@ -25,6 +25,7 @@ from kflats.layers.embedding import dense_class_of
 from kflats.tables import Table, scale_of, transformers_roots
 
 _IDS = 10
+_SAMPLES = 4000
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 """Of the largest output; a head may sum in another order. Narrower dtypes have 0.05."""
 
@@ -32,8 +33,8 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 def check_trial(model: nn.Module, tables: list[Table]) -> None:
     """Raise unless the transformers models inside compute the same from compressed layers.
 
-    Tried on token ids, with the outermost part around each table that runs on these alone. What
-    does not run on them, or has no storage, is not tried. The model is left as it is.
+    Tried on token ids, or sound, with the outermost part around each table that runs on these
+    alone. What does not run on them, or has no storage, is not tried. The model is left as it is.
 
     Raises
     ------
@@ -90,7 +91,7 @@ def _copy(model: nn.Module) -> Any:
     """Return a copy in evaluation mode that shares the parameters; None if there is none."""
     try:
         found = copy.deepcopy(model, _shared(model))
-    except (TypeError, RuntimeError, ValueError, AttributeError):
+    except Exception:  # noqa: BLE001  a module may hold what cannot be copied
         return None
     for module in found.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
@@ -112,6 +113,9 @@ def _parts_around(model: nn.Module, name: str) -> Iterator[str]:
 
 
 def _inputs(part: Any, weight: Tensor) -> dict[str, Tensor]:
+    if part.main_input_name == "input_values":
+        sound = torch.linspace(-1, 1, _SAMPLES, device=weight.device, dtype=weight.dtype).sin()
+        return {"input_values": sound[None]}
     special = set(_special_ids(part.config.to_dict()))
     ordinary = [each for each in range(len(weight)) if each not in special] or [0]
     step = max(1, len(ordinary) // _IDS)
