@@ -9,12 +9,12 @@ import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tests.sweep import page, results
 from tests.sweep.classes import SKIP, families
 from tests.sweep.outcome import SKIPPED
-from tests.sweep.run import CHUNK, sweep
+from tests.sweep.run import sweep
 
 
 def main() -> None:
@@ -22,14 +22,11 @@ def main() -> None:
     options = _parsed()
     wanted = options.only.split(",") if options.only else families()
     os.environ[SKIP] = options.skip
-    chunks = [wanted[start : start + CHUNK] for start in range(0, len(wanted), CHUNK)]
+    parts = [wanted[start :: options.jobs] for start in range(options.jobs)]
     rows: list[dict[str, Any]] = []
     with options.out.open("w", encoding="utf-8") as file, ThreadPoolExecutor(options.jobs) as pool:
-        for found in pool.map(lambda chunk: list(sweep(chunk)), chunks):
+        for found in pool.map(lambda part: _run(part, file), parts):
             rows += found
-            file.writelines(json.dumps(row) + "\n" for row in found)
-            file.flush()
-            _say(found)
     counts = Counter(row["outcome"] for row in rows)
     sys.stdout.write(", ".join(f"{number} {name}" for name, number in counts.items()) + "\n")
     if options.write:
@@ -51,11 +48,16 @@ def _parsed() -> argparse.Namespace:
     return options
 
 
-def _say(rows: list[dict[str, Any]]) -> None:
-    for row in rows:
+def _run(families: list[str], file: TextIO) -> list[dict[str, Any]]:
+    rows = []
+    for row in sweep(families):
+        rows.append(row)
+        file.write(json.dumps(row) + "\n")
+        file.flush()
         if row["outcome"] != SKIPPED:
             line = f"{row['class']} {row['form']}: {results.words(row)}"
             sys.stdout.write(line + "\n")
+    return rows
 
 
 if __name__ == "__main__":

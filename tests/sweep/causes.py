@@ -23,6 +23,8 @@ _VARYING = [
 
 def cause(step: str, message: str) -> str:
     """Return a message without the names and numbers that differ from class to class."""
+    if step == "padding":
+        message = message.partition(": ")[2]
     for pattern, mark in _VARYING:
         message = pattern.sub(mark, message)
     return f"{step}: {message[:150]}"

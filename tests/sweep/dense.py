@@ -107,6 +107,16 @@ def _flatten(place: str, value: Any, flat: dict[str, Tensor]) -> None:
             _flatten(f"{place}.{number}", each, flat)
 
 
+def token_rows(model: Any) -> Tensor | None:
+    """Return what the input embeddings give for some tokens, None if they are no such thing."""
+    try:
+        with torch.no_grad():
+            found = model.get_input_embeddings()(torch.arange(7, 19))
+    except Exception:  # noqa: BLE001  of images, with other arguments, or none at all
+        return None
+    return found if isinstance(found, Tensor) else None
+
+
 def usable_inputs(model: Any) -> tuple[Inputs, bool]:
     """Return inputs that the model takes, and whether its tables have a say in the outputs."""
     first: Inputs | None = None

@@ -42,8 +42,8 @@ def rows_of(write: Any, compressed: Any, plain: Any) -> Iterator[dict[str, Any]]
 def _dense_load(plain: Any) -> dict[str, str]:
     if bad := _fault(plain):
         return {"load": bad}
-    problems = plain.get("dense", [{"message": "nothing was loaded"}])
-    return {"load": problems[0]["message"]} if problems else {}
+    problems = plain.get("dense", [{"step": "load", "message": "nothing was loaded"}])
+    return {each["step"]: each["message"] for each in problems}
 
 
 def _fault(found: Any) -> str | None:
@@ -67,7 +67,7 @@ def _outcome(form: str, found: Any, cannot: dict[str, str], compressed: Any, pla
             if bad := _fault(result):
                 problems.append({"kind": ERROR, "step": step, "message": bad})
             else:
-                problems += result.get(key, [])
+                problems += [e for e in result.get(key, []) if e["step"] not in cannot]
     return _worst(problems, {"tables": found.get("tables", [])})
 
 

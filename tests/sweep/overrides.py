@@ -13,15 +13,18 @@ _SLIDING = ["sliding_attention", "full_attention"]
 
 OVERRIDES: dict[str, dict[str, Any]] = {
     "autoformer": {"prediction_length": 4},
+    "blip-2": {"image_token_index": 290},
     "blt": {"num_hidden_layers": 2},
     "informer": {"prediction_length": 4},
     "time_series_transformer": {"prediction_length": 4},
+    "align": {"projection_dim": 80},
     "align_vision_model": {"depth_coefficient": 0.1, "width_coefficient": 0.25, "hidden_dim": 64},
     "bailing_hybrid": {"layer_group_size": 2},
     "bamba": {"attn_layer_indices": [1]},
     "bridgetower": {"hidden_size": 64},
     "bridgetower_text_model": {"hidden_size": 64},
     "bridgetower_vision_model": {"hidden_size": 64},
+    "bros": {"hidden_size": 64},
     "chameleon": {
         "vocabulary_map": {"<image>": 290, **{f"IMGIMGA{n}Z": 250 + n for n in range(8)}}
     },
@@ -47,7 +50,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
             **{f"<|visual token {n:06d}|>": 250 + n for n in range(8)},
         }
     },
-    "encodec": {"num_filters": 4},
     "ernie4_5_vl_moe_text": {"moe_intermediate_size": [32, 32], "rope_parameters": _MROPE},
     "esm": {"vocab_size": 300, "pad_token_id": 1, "mask_token_id": 5},
     "florence_vision": {
@@ -79,7 +81,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"head_dim": 16, "n_groups": 1},
     "maskformer-swin": _SWIN,
-    "mimi": {"num_filters": 4},
     "ministral": _HEAD,
     "molmo2": {"adapter_config": {"vision_feature_layer": [-1, -2]}},
     "moonshine_streaming": {"num_key_value_heads": 4},
@@ -97,7 +98,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "swin": _SWIN,
     "swin2sr": _SWIN,
     "swinv2": _SWIN,
-    "vibevoice_acoustic_tokenizer": {"num_filters": 2},
     "wav2vec2-bert": {"vocab_size": 300},
     "wav2vec2-conformer": {"vocab_size": 300},
     "zamba": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2},
@@ -108,7 +108,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 MODELS: dict[str, dict[str, Any]] = {
     "Blip2ForImageTextRetrieval": {"qformer_config": {"use_qformer_text_input": True}},
     "Blip2TextModelWithProjection": {"qformer_config": {"use_qformer_text_input": True}},
-    "BridgeTowerForContrastiveLearning": {"contrastive_hidden_size": 32},
+    "BridgeTowerForContrastiveLearning": {
+        "contrastive_hidden_size": 32,
+        "logit_scale_init_value": 2.66,
+    },
     "ReformerModelWithLMHead": {"is_decoder": True},
     "T5GemmaEncoderModel": {"is_encoder_decoder": False},
     "ViltForImagesAndTextClassification": {"num_images": 2},

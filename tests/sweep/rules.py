@@ -17,11 +17,12 @@ _RULES = [
     (r"rotary_dim", HEAD),
     (r"upsample_groups|upsample_initial_channel|context_size", WIDTH),
     (r"num_queries", 10),
+    (r"num_filters", 4),
     (r"(.*_)?num_key_value_heads|num_kv_heads|kv_n_heads", 2),
     (r"(.*_)?(num_attention_heads|n_heads?|num_heads|attention_heads|heads)", HEADS),
     (r"(.*_)?(intermediate_size|ffn_dim|mlp_dim|d_ff|n_inner|dim_ff|dff|ffn_hidden_size|d_inner"
      r"|intermediate_dim|linear_units|feedforward_dim|dim_feedforward)", INNER),
-    (r"(.*_)?(hidden_size|d_model|n_embd|dim|embed_dim|emb_dim|hidden_dim|embedding_dim"
+    (r"(.*_)?(hidden_size|hidden_size_global|d_model|n_embd|dim|embed_dim|emb_dim|hidden_dim|embedding_dim"
      r"|embedding_size|projection_dim|proj_dim|project_dim|projector_hidden_size|out_hidden_size"
      r"|hidden_size_per_layer_input|output_dim|model_dim|width|channels|proj_size)", WIDTH),
     (r"(.*_)?(num_hidden_layers|n_layers?|num_layers|encoder_layers|decoder_layers|depth|layers"

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from tests.sweep.classes import model_class
 from tests.sweep.compare import CLOSE, difference, gradient_difference
-from tests.sweep.dense import CannotError, NoTableError, build, outputs, said, usable_inputs
+from tests.sweep.dense import (
+    CannotError,
+    NoTableError,
+    build,
+    outputs,
+    said,
+    token_rows,
+    usable_inputs,
+)
 from tests.sweep.forms import FORMS
 from tests.sweep.inputs import Inputs
 
@@ -113,6 +121,7 @@ def _train(model: Any, inputs: Inputs) -> None:
 def _save(model: Any, folder: Path, expected: dict[str, Tensor]) -> None:
     folder.mkdir(parents=True)
     torch.save({name: each.detach() for name, each in expected.items()}, folder / "outputs.pt")
+    torch.save(token_rows(model), folder / "rows.pt")
     model.save_pretrained(folder / "model")
 
 

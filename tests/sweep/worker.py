@@ -1,8 +1,9 @@
 """One of the three processes of a sweep; every family runs in a fork of it.
 
-``python -m tests.sweep.worker write|compressed|plain FOLDER FAMILY...``: the first compresses and
-saves, the second loads what is compressed, the third loads what is dense, without kflats. A fork
-has imported libraries and done nothing else, and takes nobody with it when it crashes.
+``python -m tests.sweep.worker write|compressed|plain FOLDER``: the first compresses and saves, the
+second loads what is compressed, the third loads what is dense, without kflats. Families come line
+by line, and each is answered by a line when it is done. A fork has imported libraries and done
+nothing else, and takes nobody with it when it crashes.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ SECONDS = 60
 MEMORY = 12 * 2**30
 
 
-def main(kind: str, folder: Path, families: list[str]) -> None:
-    """Run all families, each in a fork."""
+def main(kind: str, folder: Path) -> None:
+    """Run the families that are asked for, each in a fork."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     warnings.simplefilter("ignore")
     _import(kind)
-    for family in families:
-        _family(kind, folder, family)
+    for line in sys.stdin:
+        _family(kind, folder, line.strip())
+        os.write(1, line.encode())
 
 
 def _import(kind: str) -> None:
@@ -61,6 +63,7 @@ def _family(kind: str, folder: Path, family: str) -> None:
     while todo:
         child = os.fork()
         if child == 0:
+            os.dup2(2, 1)  # what models print is no answer
             _run(kind, folder, todo)
         _wait(child, SECONDS * len(todo))
         done = [name for name in todo if (folder / name / f"{kind}.json").exists()]
@@ -126,4 +129,4 @@ def _put(kind: str, folder: Path, name: str, result: Any) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+    main(sys.argv[1], Path(sys.argv[2]))
