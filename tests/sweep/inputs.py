@@ -13,6 +13,8 @@ from tests.sweep.rules import is_token
 
 LENGTH = 12
 Inputs = dict[str, Any]
+_ALWAYS = ("bbox", "decoder_input_values", "speaker_embeddings")
+"""Parameters that have a default, and are needed all the same."""
 
 
 def input_sets(model: Any) -> Iterator[Inputs]:
@@ -22,7 +24,7 @@ def input_sets(model: Any) -> Iterator[Inputs]:
     for text in _texts(known):
         for other in _others(known):
             found = {**text, **other}
-            wanted = [*known.required, *(name for name in ("bbox",) if name in known.names)]
+            wanted = [*known.required, *sorted({*_ALWAYS} & known.names)]
             missing = [name for name in wanted if name not in found]
             extra = {name: known.by_name(name) for name in missing}
             found |= {name: value for name, value in extra.items() if value is not None}
@@ -93,7 +95,8 @@ class _Known:
         self.configs = list(_configs(model.config))
         self.choices = type(model).__name__.endswith("MultipleChoice")
         tables = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
-        self.rows = min(max(tables, default=300), *(s for s in tables if s >= 200), 300)
+        own = self.value("vocab_size", 300)
+        self.rows = min(max(tables, default=300), *(s for s in tables if s >= 200), own, 300)
         self.special = {
             value
             for config in self.configs
@@ -164,28 +167,33 @@ class _Known:
 
     def by_name(self, name: str) -> Any:
         """Return something for a parameter that must be given."""
-        size = self.value("image_size", 28)
-        if name in ("pixel_values", "images"):
-            return torch.randn(2, self.value("num_channels", 3), size, size)
-        if name == "visual_feats" or name == "visual_embeds":
-            return torch.randn(
-                2, 5, self.value("visual_feat_dim", self.value("visual_embedding_dim", 32))
-            )
-        if name == "visual_pos":
-            return torch.rand(2, 5, self.value("visual_pos_dim", 4))
-        if name == "bbox":
-            return torch.tensor([1, 2, 5, 7]).expand(2, LENGTH, 4).clone()
-        if name in ("image", "pixel_values_videos"):
-            return torch.randn(2, 3, 224, 224)
         if name == "codebook_idx":
             return 1
+        if name == "bbox":
+            return torch.tensor([1, 2, 5, 7]).expand(2, LENGTH, 4).clone()
         if name.endswith(("ids", "codes", "labels")):
             return self.ids(2, LENGTH)
         if name.endswith("mask"):
             return torch.ones(2, LENGTH, dtype=torch.long)
-        if name in ("encoder_outputs", "inputs_embeds", "hidden_states", "encoder_hidden_states"):
-            return torch.randn(2, LENGTH, self.value("hidden_size", self.value("d_model", 32)))
-        return None
+        sizes = self.float_sizes().get(name)
+        return None if sizes is None else torch.randn(*sizes)
+
+    def float_sizes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of parameters that are floats, by name."""
+        size, channels = self.value("image_size", 28), self.value("num_channels", 3)
+        wide = (2, LENGTH, self.value("hidden_size", self.value("d_model", 32)))
+        names = ("encoder_outputs", "inputs_embeds", "hidden_states", "encoder_hidden_states")
+        return {
+            "decoder_input_values": (2, 8, self.value("num_mel_bins", 16)),
+            "speaker_embeddings": (2, self.value("speaker_embedding_dim", 32)),
+            "pixel_values": (2, channels, size, size),
+            "images": (2, channels, size, size),
+            "image": (2, 3, 224, 224),
+            "visual_feats": (2, 5, self.value("visual_feat_dim", 32)),
+            "visual_pos": (2, 5, self.value("visual_pos_dim", 4)),
+            "visual_embeds": (2, 5, self.value("visual_embedding_dim", 32)),
+            **dict.fromkeys(names, wide),
+        }
 
 
 def _configs(config: Any) -> Iterator[Any]:

@@ -8,6 +8,7 @@ nothing else, and takes nobody with it when it crashes.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -29,6 +30,8 @@ def main(kind: str, folder: Path) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     warnings.simplefilter("ignore")
     _import(kind)
+    gc.collect()
+    gc.freeze()  # else every fork would walk, and so copy, all that is imported
     for line in sys.stdin:
         _family(kind, folder, line.strip())
         os.write(1, line.encode())
@@ -41,7 +44,7 @@ def _import(kind: str) -> None:
     transformers.logging.set_verbosity(transformers.logging.CRITICAL)
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    from transformers import PreTrainedModel  # noqa: F401
+    from transformers.models.llama import modeling_llama  # noqa: F401  what all of them import
 
     from tests.sweep import reload  # noqa: F401
     from tests.sweep.forms import FORMS
@@ -89,11 +92,13 @@ def _run(kind: str, folder: Path, names: list[str]) -> None:
     try:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         signal.signal(signal.SIGALRM, _too_long)
+        gc.disable()
         for name in names:
             (folder / name).mkdir(parents=True, exist_ok=True)
             signal.alarm(SECONDS)
             result = _one(kind, folder, name)
             signal.alarm(0)
+            gc.collect()
             _put(kind, folder, name, result)
     finally:
         os._exit(0)
