@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.sweep.rules import is_token
+from tests.sweep.special import LENGTH, special_inputs
 
-LENGTH = 12
 Inputs = dict[str, Any]
 _ALWAYS = ("bbox", "decoder_input_values", "speaker_embeddings")
 """Parameters that have a default, and are needed all the same."""
@@ -20,6 +20,9 @@ _ALWAYS = ("bbox", "decoder_input_values", "speaker_embeddings")
 def input_sets(model: Any) -> Iterator[Inputs]:
     """Yield sets of inputs that the signature of the model suggests, likely ones first."""
     known = _Known(model)
+    special = special_inputs(model, known.ids())
+    if special is not None:
+        yield special
     seen: set[str] = set()
     for text in _texts(known):
         for other in _others(known):
@@ -189,9 +192,6 @@ class _Known:
             "pixel_values": (2, channels, size, size),
             "images": (2, channels, size, size),
             "image": (2, 3, 224, 224),
-            "visual_feats": (2, 5, self.value("visual_feat_dim", 32)),
-            "visual_pos": (2, 5, self.value("visual_pos_dim", 4)),
-            "visual_embeds": (2, 5, self.value("visual_embedding_dim", 32)),
             **dict.fromkeys(names, wide),
         }
 

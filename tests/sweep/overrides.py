@@ -8,6 +8,7 @@ _SWIN = {"embed_dim": 24, "image_size": 32, "patch_size": 4, "window_size": 4}
 _KV = {"num_key_value_heads": 4}
 _HEAD = {"head_dim": 8}
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+_SECTIONS = {"rope_parameters": _MROPE}
 _FULL = ["full_attention", "full_attention"]
 _SLIDING = ["sliding_attention", "full_attention"]
 
@@ -35,10 +36,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "cosmos3_edge_text": {"rope_parameters": _MROPE},
     "deepseek_ocr2_sam_vision_model": {"downsample_channels": [32, 32]},
     "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "dense"]},
+    "deepseek_v2": {"num_experts_per_tok": 2},
     "diffusion_gemma_text": {
         "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32, "layer_types": _SLIDING,
     },
-    "dbrx": {"attn_config": {"rope_theta": 10000.0}},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
     "donut-swin": _SWIN,
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "dots3_note_audio": {"adapter_input_size": 32},
@@ -65,7 +67,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
     },
     "gemma4_unified_assistant": {"text_config": {"num_kv_shared_layers": 0}},
+    "glm4v_moe_text": _SECTIONS,
+    "glm4v_text": _SECTIONS,
     "glm5_next_text": _KV,
+    "glm_image_text": _SECTIONS,
+    "glm_ocr_text": _SECTIONS,
     "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
     "granite4_vision": {
         "downsample_rate": "1/2", "deepstack_layer_map": [],
@@ -92,6 +98,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "num_self_attention_heads": 4, "num_cross_attention_heads": 4,
         "qk_channels": 32, "v_channels": 32,
     },
+    "paddleocr_vl_text": _SECTIONS,
+    "qwen2_5_omni_talker": _SECTIONS,
+    "qwen2_5_omni_text": _SECTIONS,
+    "qwen2_5_vl_text": _SECTIONS,
+    "qwen2_vl_text": _SECTIONS,
     "qwen3_omni_moe_talker": {"spatial_merge_size": 2},
     "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 32},
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8]},

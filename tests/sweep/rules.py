@@ -45,7 +45,12 @@ _TOKEN = re.compile(r"(.*_)?(token_id|token_index|token_ids|_index|token)")
 
 
 def sized(name: str, default: int) -> int:
-    """Return the size of a field; never above its default, and unknown fields keep theirs."""
+    """Return the size of a field; never above its default, and unknown fields keep theirs.
+
+    The vocabulary is the exception: it must be seen to be one by its size.
+    """
+    if name == "vocab_size" and default > 0:
+        return VOCAB
     for pattern, size in _COMPILED:
         if pattern.fullmatch(name):
             return default if size is None or default <= 0 else min(default, size)
