@@ -146,7 +146,8 @@ class _Known:
     def code_counts(self) -> list[int]:
         """Return how many codes of audio may belong to a token."""
         names = ("num_codebooks", "num_channels", "n_codes_total", "num_code_groups", "n_codebooks")
-        return sorted({self.value(name) for name in names} - {None, 0})
+        counts = {self.value(name) for name in names} - {None, 0}
+        return sorted(counts | {count + 1 for count in counts})
 
     def images(self) -> Iterator[Inputs]:
         """Yield images in the shapes that models take."""

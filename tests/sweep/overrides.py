@@ -29,6 +29,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "chameleon": {
         "vocabulary_map": {"<image>": 290, **{f"IMGIMGA{n}Z": 250 + n for n in range(8)}}
     },
+    "clipseg": {"extract_layers": [0, 1]},
+    "clvp_encoder": {"num_attention_heads": 1},
     "cohere_compass_text": {
         "layer_types": _FULL,
         "rope_parameters": {"full_attention": _MROPE},
@@ -75,15 +77,15 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
     "granite4_vision": {
         "downsample_rate": "1/2", "deepstack_layer_map": [],
-        "qformer_config": {
-            "model_type": "blip_2_qformer", "hidden_size": 32, "num_attention_heads": 4,
-            "num_hidden_layers": 1, "intermediate_size": 48, "encoder_hidden_size": 32,
-            "cross_attention_frequency": 1, "vocab_size": 300,
-        },
+        "vision_config": {"hidden_size": 64}, "qformer_config": {"hidden_size": 64},
     },
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "hunyuan_v1_dense": _HEAD,
     "hunyuan_v1_moe": _HEAD,
-    "hunyuan_vl_text": _HEAD,
+    "hunyuan_vl_text": {**_HEAD, **_SECTIONS},
+    "instructblip": {"image_token_index": 290},
+    "instructblipvideo": {"video_token_index": 290},
+    "layoutlmv3": {"coordinate_size": 4, "shape_size": 8},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"head_dim": 16, "n_groups": 1},
     "maskformer-swin": _SWIN,

@@ -16,7 +16,7 @@ _RULES = [
     (r"(.*_)?(head_dim|dim_head|d_kv|attention_head_dim|head_size|mamba_d_head)", HEAD),
     (r"rotary_dim", HEAD),
     (r"upsample_groups|upsample_initial_channel|context_size", WIDTH),
-    (r"num_queries", 10),
+    (r"num_queries|max_pos_emb", 10),
     (r"num_filters", 4),
     (r"(.*_)?num_key_value_heads|num_kv_heads|kv_n_heads", 2),
     (r"(.*_)?(num_attention_heads|n_heads?|num_heads|attention_heads|heads)", HEADS),

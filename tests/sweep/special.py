@@ -18,6 +18,14 @@ def special_inputs(model: Any, ids: Tensor) -> dict[str, Any] | None:
     return None if make is None else make(model.config, ids)
 
 
+def _instructblip(config: Any, ids: Tensor) -> dict[str, Any]:
+    size, found = config.vision_config.image_size, ids.clone()
+    video = config.model_type.endswith("video")
+    found[:, : config.num_query_tokens * (2 if video else 1)] = 290
+    shape = (2, 2, 3, size, size) if video else (2, 3, size, size)
+    return {"input_ids": found, "qformer_input_ids": ids, "pixel_values": torch.randn(*shape)}
+
+
 def _lxmert(config: Any, ids: Tensor) -> dict[str, Any]:
     feats = torch.randn(2, 5, config.visual_feat_dim)
     return {"input_ids": ids, "visual_feats": feats, "visual_pos": torch.rand(2, 5, 4)}
@@ -50,8 +58,7 @@ def _idefics(config: Any, ids: Tensor) -> dict[str, Any]:
 
 
 def _pix2struct(config: Any, ids: Tensor) -> dict[str, Any]:
-    width = 2 + 3 * config.vision_config.patch_size**2
-    patches = torch.randn(2, 6, width)
+    patches = torch.randn(2, 6, 2 + config.vision_config.patch_embed_hidden_size)
     patches[:, :, :2] = torch.arange(1, 7)[:, None]
     return {"flattened_patches": patches, "decoder_input_ids": ids}
 
@@ -77,6 +84,8 @@ _MAKERS: dict[str, Callable[[Any, Tensor], dict[str, Any]]] = {
     "clipseg": _clipseg,
     "clvp": _clvp,
     "idefics": _idefics,
+    "instructblip": _instructblip,
+    "instructblipvideo": _instructblip,
     "kosmos-2": _kosmos2,
     "lxmert": _lxmert,
     "pix2struct": _pix2struct,

@@ -60,7 +60,10 @@ class Notes:
 def run_class(name: str, folder: Path) -> Record:
     """Try a class; write what is to be loaded into ``folder`` and return what is known so far."""
     record: Record = {"class": name.split(":")[1], "module": name.split(":")[0]}
-    kind = model_class(name)
+    try:
+        kind = model_class(name)
+    except ImportError as error:
+        return {**record, "model_type": None, "dense cannot": {"import": said(error)}}
     if kind is None:
         return {**record, "skipped": "no model"}
     record["model_type"] = kind.config_class.model_type
