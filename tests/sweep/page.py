@@ -1,14 +1,21 @@
-"""``python -m tests.sweep.page``: write docs/architectures.md from the committed results."""
+"""``python -m tests.sweep.page [ROWS]``: write docs/architectures.md from the committed results.
+
+With a file that ``python -m tests.sweep --out ROWS`` wrote, its families replace those of the
+results first.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from tests.sweep.forms import FORMS
 from tests.sweep.outcome import CANNOT, ERROR, REFUSED, SAME, SILENT
-from tests.sweep.results import ROOT, Families, read
+from tests.sweep.results import ROOT, Families, gather, read, write
 
 PAGE = ROOT / "docs" / "architectures.md"
 _INTRO = """# Model classes of transformers
@@ -20,12 +27,14 @@ packed `codes` of `bits=4`. *Same* means that all of this holds:
 - the forward, and the gradients of all other weights, equal those of the dense model that holds the
   compressed table as a matrix; factors get finite gradients, in training mode too;
 - a zero padding row stays zero;
-- `save_pretrained`, and `from_pretrained` of the class in a fresh process, give the same outputs;
+- `save_pretrained`, and `from_pretrained` of the class in a fresh process, give the same outputs,
+  and `AutoModel.from_pretrained`, where that is another class, the same rows of tokens;
 - after `kflats.to_dense_`, a process that never imports kflats loads the saved folder and gives
   the same outputs.
 
 Each step is asked of the dense model first; what that cannot do is not asked of the compressed one.
-*Refused* means that `compress_` raised an error that names the reason, and changed nothing.
+*Dense cannot* also counts classes for which the sweep knows no tiny config or no inputs. *Refused*
+means that `compress_` raised an error that names the reason, and changed nothing.
 
     python -m tests.sweep --only bert,clip     # families are the folders of transformers.models
     python -m tests.sweep --write              # all of them: writes the results and this page
@@ -62,7 +71,7 @@ def _counts(families: Families) -> list[str]:
         for each in FORMS if form == "all" else (form,):
             counts[each][kind_of(outcome)] += 1
     classes = sum(map(len, families.values()))
-    lines = ["", f"{classes} classes of {len(families)} families:", ""]
+    lines = [f"{classes} classes of {len(families)} families:", ""]
     lines += [f"| | {' | '.join(FORMS)} |", f"|---|{'---|' * len(FORMS)}"]
     for kind in (SAME, REFUSED, SILENT, ERROR, CANNOT):
         lines.append(f"| {kind} | {' | '.join(str(counts[form][kind]) for form in FORMS)} |")
@@ -90,20 +99,24 @@ def _cell(classes: dict[str, dict[str, Any]], form: str) -> str:
 def _reasons(families: Families) -> list[str]:
     lines: list[str] = []
     for kind in (SILENT, ERROR, REFUSED, CANNOT):
-        groups: dict[tuple[str, str], list[str]] = {}
+        groups: dict[tuple[str, str], dict[str, list[str]]] = {}
         for family, name, form, outcome in outcomes(families):
             if kind_of(outcome) == kind:
                 reason = outcome.removeprefix(kind).removeprefix(": ").strip()
-                found = groups.setdefault((family, _short(reason)), [])
-                label = name if form == "all" else f"{name} ({form})"
-                found.append(label)
+                found = groups.setdefault((family, _short(reason)), {})
+                found.setdefault(name, []).append(form)
         if groups:
             lines += ["", f"## {kind.capitalize()}", ""]
         lines += [
-            f"- {family}: {', '.join(names)}: {reason}"
+            f"- {family}: {', '.join(map(_label, names.items()))}: {reason}"
             for (family, reason), names in groups.items()
         ]
     return lines + _partly(families)
+
+
+def _label(found: tuple[str, list[str]]) -> str:
+    name, forms = found
+    return f"{name} ({forms[0]})" if forms[0] in FORMS and len(forms) < len(FORMS) else name
 
 
 def _partly(families: Families) -> list[str]:
@@ -122,4 +135,7 @@ def _short(reason: str) -> str:
 
 
 if __name__ == "__main__":
+    for file in sys.argv[1:]:
+        rows = [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
+        write(gather(rows), {row["family"] for row in rows})
     PAGE.write_text(render(read()), encoding="utf-8")
