@@ -87,6 +87,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "instructblipvideo": {"video_token_index": 290},
     "layoutlmv3": {"coordinate_size": 4, "shape_size": 8},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "lilt": {"hidden_size": 48},
     "mamba2": {"head_dim": 16, "n_groups": 1},
     "maskformer-swin": _SWIN,
     "ministral": _HEAD,
@@ -94,6 +95,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "moonshine_streaming": {"num_key_value_heads": 4},
     "muse_spark_audio": {"num_hidden_layers": 4},
     "nemotron": {"num_key_value_heads": 2},
+    "nemotron_h": {"n_groups": 1},
     "neomme": {"head_dim": 32},
     "perceiver": {
         "d_latents": 32, "num_latents": 16, "num_self_attends_per_block": 2,
