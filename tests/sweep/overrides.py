@@ -10,6 +10,7 @@ _HEAD = {"head_dim": 8}
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
 _SECTIONS = {"rope_parameters": _MROPE}
 _FULL = ["full_attention", "full_attention"]
+_HYBRID = {"layer_types": ["linear_attention", "full_attention"]}
 _SLIDING = ["sliding_attention", "full_attention"]
 
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -79,7 +80,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "downsample_rate": "1/2", "deepstack_layer_map": [],
         "vision_config": {"hidden_size": 64}, "qformer_config": {"hidden_size": 64},
     },
-    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "granitemoehybrid": _HYBRID,
     "hunyuan_v1_dense": _HEAD,
     "hunyuan_v1_moe": _HEAD,
     "hunyuan_vl_text": {**_HEAD, **_SECTIONS},
@@ -109,6 +110,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "qwen2_vl_text": _SECTIONS,
     "qwen3_omni_moe_talker": {"spatial_merge_size": 2},
     "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 32},
+    "qwen3_5_moe_text": _HYBRID,
+    "qwen3_5_text": _HYBRID,
+    "qwen4_exp_text": _HYBRID,
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8]},
     "swin": _SWIN,
     "swin2sr": _SWIN,

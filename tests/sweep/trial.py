@@ -132,7 +132,7 @@ def _form(form: str, dense: Any, inputs: Inputs, failed: dict[str, str], folder:
     import kflats
 
     notes = Notes()
-    model = copy.deepcopy(dense)
+    model = copied(dense)
     before = outputs(model, inputs)
     try:
         report = kflats.compress_(model, kflats.CompressionConfig(**FORMS[form]))
@@ -198,15 +198,23 @@ def _to_dense(model: Any, inputs: Inputs, got: dict[str, Tensor], notes: Notes) 
         notes.differs("to_dense", difference(outputs(model, inputs), got, CLOSE))
 
 
+def copied(dense: Any) -> Any:
+    """Return a copy, built anew where a model keeps what cannot be copied after a forward."""
+    try:
+        return copy.deepcopy(dense)
+    except RuntimeError:
+        return build(type(dense))
+
+
 def reconstructed(dense: Any, model: nn.Module, notes: Notes) -> Any:
     """Return a copy of the dense model whose tables are those that the compressed one gives."""
     from kflats.layers import StoredTable
 
-    copied = copy.deepcopy(dense)
+    copy_of = copied(dense)
     for name, layer in model.named_modules():
         if not isinstance(layer, StoredTable):
             continue
-        old = copied.get_submodule(name)
+        old = copy_of.get_submodule(name)
         rows = layer.dense_rows()
         padding = getattr(old, "padding_idx", None)
         if padding is not None and not old.weight[padding].any() and rows[padding].any():
@@ -214,7 +222,7 @@ def reconstructed(dense: Any, model: nn.Module, notes: Notes) -> Any:
             notes.add("silent difference", "padding", f"{name}: the zero row has {size:.1e}")
         with torch.no_grad():
             old.weight.copy_(rows)
-    return copied
+    return copy_of
 
 
 def _backward(form: str, model: Any, reference: Any, inputs: Inputs, notes: Notes) -> None:
