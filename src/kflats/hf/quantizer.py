@@ -20,7 +20,7 @@ from kflats.hf.describe import describe_, index_tables, renamings
 from kflats.hf.patches import install
 from kflats.hf.skeleton import insert_layers
 from kflats.hf.unpack import check_unpacked
-from kflats.storage.files import check_tensors, read_headers
+from kflats.storage.check import check_files
 
 
 class KFlatsQuantizer(HfQuantizer):
@@ -42,9 +42,9 @@ class KFlatsQuantizer(HfQuantizer):
             raise CheckpointError(
                 "the quantization_config of config.json describes no factorised layers."
             )
-        found = read_headers(Path(file) for file in checkpoint_files or ())
-        if checkpoint_files:
-            check_tensors(config.manifest, found, Path(checkpoint_files[0]).parent, "config.json")
+        found, files = {}, [Path(file) for file in checkpoint_files or ()]
+        if files:
+            found = check_files(config.manifest, files, files[0].parent, "config.json")
         self.owners = insert_layers(model, config.manifest, set(found))
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:

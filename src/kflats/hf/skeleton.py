@@ -11,6 +11,7 @@ from torch import nn
 from kflats.errors import CheckpointError
 from kflats.hf.describe import declare_ties
 from kflats.layers import StoredTable, TableBag, TableEmbedding, replace_module
+from kflats.storage.fits import check_module
 from kflats.storage.manifest import Manifest, ModuleSpec, TableSpec
 
 _KINDS = {
@@ -47,10 +48,14 @@ def insert_layers(
     Raises
     ------
     CheckpointError
-        If the model has no embedding where the checkpoint has a table.
+        If the model has no embedding where the checkpoint has a table, or one of another size or
+        that scales its rows by another factor.
     """
     here, owners = _translated(model, manifest)
     here = _with_class_ties(model, here, file_keys or set())
+    for name, spec in here.modules.items():
+        shape, module = here.tables[spec.table].shape, model.get_submodule(name)
+        check_module(name, spec, shape, module, sealed=manifest.checksums is not None)
     for name, layer in here.build().items():
         layer.take_over(model.get_submodule(name))
         replace_module(model, name, layer)

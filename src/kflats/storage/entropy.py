@@ -16,9 +16,11 @@ from kflats.layers.coded import CodedTable
 from kflats.layers.stored import FILE_NAMES
 from kflats.quantization.entropy import coders, compress_records
 from kflats.quantization.shape import CodeShape
-from kflats.storage.check import read_json, read_manifest
+from kflats.storage.check import read_manifest
 from kflats.storage.files import find_name, read_headers
+from kflats.storage.json_files import read_json
 from kflats.storage.manifest import ENTROPY, factor_layers
+from kflats.storage.seal import seal
 
 
 def check_codes(model: nn.Module) -> None:
@@ -58,6 +60,7 @@ def entropy_code(folder: Path) -> None:
         if here:
             smaller |= {tables[key][0]: size for key, size in _rewrite(path, here).items()}
     _describe(where, smaller)
+    seal(where.parent)
 
 
 def _rewrite(path: Path, shapes: dict[str, CodeShape]) -> dict[str, int]:
