@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kflats.errors import CheckpointError
-from kflats.storage.check import read_json
+from kflats.storage.json_files import read_json
 
 _ENCODERS = ("SentenceTransformer", "CrossEncoder", "SparseEncoder", "MultiVectorEncoder")
 _OF_SENTENCES = "config_sentence_transformers.json"

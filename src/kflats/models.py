@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from kflats.companions import sentence_class
-from kflats.errors import CheckpointError, InputError, MissingExtraError
-from kflats.storage.check import did_you_mean, model_folders, read_json
-from kflats.storage.plain import MANIFEST
+from kflats.errors import CheckpointError, MissingExtraError
+from kflats.storage.architecture import class_named
+from kflats.storage.check import check_folder, did_you_mean, model_folders, readable
+from kflats.storage.json_files import read_json
+from kflats.storage.manifest import MANIFEST
 
 DEMO = "minilm"
 """Name of the model that comes from the package index: all-MiniLM-L6-v2."""
@@ -76,7 +76,7 @@ def open_model(name: str, *, base_model: bool = False) -> Any:
     except ImportError as error:
         raise MissingExtraError("transformers", "hf") from error
     local = Path(source).is_dir()
-    with _readable(source):
+    with readable(source):
         if local and is_compressed(Path(source)):
             from kflats.storage.folder import load
 
@@ -87,7 +87,7 @@ def open_model(name: str, *, base_model: bool = False) -> Any:
             return _open_model2vec(source)
         config = transformers.AutoConfig.from_pretrained(source)
         classes = [] if base_model else (config.architectures or [])
-        found = getattr(transformers, classes[0], None) if classes else None
+        found = class_named(str(classes[0]), f"the config of {source!r}") if classes else None
         return (found or transformers.AutoModel).from_pretrained(source).eval()
 
 
@@ -101,10 +101,8 @@ def open_sentence_model(name: str) -> Any:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise MissingExtraError("sentence-transformers", "hf") from error
-    with _readable(source):
+    with readable(source):
         if Path(source).is_dir() and is_compressed(Path(source)):
-            from kflats.storage.check import check_folder
-
             check_folder(Path(source))
         if (Path(source) / "modules.json").exists():
             return sentence_class(Path(source))(source, device="cpu")
@@ -135,11 +133,9 @@ def is_compressed(folder: Path) -> bool:
         return True
     for path in [place / "config.json" for place in places]:
         if path.is_file():
-            try:
-                config = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:
-                continue
-            block = config.get("quantization_config") or {}
+            block = None
+            with suppress(CheckpointError):  # for the library that reads it to say
+                block = read_json(path).get("quantization_config")
             if isinstance(block, dict) and block.get("quant_method") == "kflats":
                 return True
     return False
@@ -159,7 +155,7 @@ def tokenizer_of(model: nn.Module, name: str) -> Any:
     from transformers import AutoTokenizer
 
     source = resolve(name)
-    with _readable(source):
+    with readable(source):
         tokenizer = AutoTokenizer.from_pretrained(source)
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         # What transformers makes up for a folder without tokenizer files.
@@ -174,20 +170,3 @@ def _callable_tokenizer(tokenizer: Any) -> Any:
     added = tokenizer.get_added_tokens_decoder().values()
     special = [token.content for token in added if token.special]
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=special)
-
-
-@contextmanager
-def _readable(source: str) -> Iterator[None]:
-    """Turn what the loading libraries raise into one clear error."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (CheckpointError, InputError):
-        raise
-    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"cannot load {source!r}: {first.rstrip('.')}. Give a folder with a model, or the name "
-            "of one on the Hub that is reachable."
-        ) from error

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,18 @@ def test_info_refuses_what_is_not_compressed(kflats: Cli, place: Path, what: str
     result = kflats("info", place / what)
     assert (result.code, len(result.errors)) == (1, 1)
     assert what in result.err
+
+
+def test_info_prints_the_names_of_strangers_as_they_are(kflats: Cli, small: Path) -> None:
+    path = small / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"].pop("checksums", None)
+    (table,) = config["quantization_config"]["layers"]["tables"].values()
+    table["origin"]["method"] = "[/x]"
+    path.write_text(json.dumps(config))
+    result = kflats("info", small)
+    assert result.code == 0
+    assert "[/x]" in result.out
 
 
 def test_info_names_a_pickle(kflats: Cli, small: Path) -> None:

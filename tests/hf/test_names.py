@@ -10,7 +10,7 @@ import torch
 import transformers
 
 import kflats
-from kflats import CompressionConfig
+from kflats import CheckpointError, CompressionConfig
 from kflats.layers import StoredTable
 from kflats.storage.info import folder_info
 from tests.hf.models import edit_config
@@ -118,14 +118,21 @@ def test_class_without_the_text_tower_loads_and_saves(form: str, name: str, tmp_
     assert "kflats" not in (tmp_path / "tower" / "config.json").read_text()
 
 
-def test_name_in_the_file_counts_where_the_description_has_another(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sealed", [True, False])
+def test_table_described_by_another_name(sealed: bool, tmp_path: Path) -> None:
     model = saved(neox(), "flats", tmp_path)
 
     def rename(block: dict[str, Any]) -> None:
         for key in ("tables", "modules"):
             block["layers"][key]["elsewhere"] = block["layers"][key].pop("gpt_neox.embed_in")
         block["layers"]["modules"]["elsewhere"]["table"] = "elsewhere"
+        if not sealed:  # as folders written before there were checksums
+            del block["checksums"]
 
     edit_config(tmp_path, rename)
-    again = transformers.GPTNeoXForCausalLM.from_pretrained(tmp_path)
+    if sealed:
+        with pytest.raises(CheckpointError, match="checksums"):
+            transformers.GPTNeoXForCausalLM.from_pretrained(tmp_path)
+        return
+    again = transformers.GPTNeoXForCausalLM.from_pretrained(tmp_path)  # the name in the file counts
     torch.testing.assert_close(again(IDS).logits, model(IDS).logits)

@@ -64,12 +64,22 @@ def rename(layers: dict[str, Any]) -> None:
 
 def rename_both(folder: Path) -> None:
     edit_json(lambda data: rename(data["layers"]))(folder)
+    edit_json(lambda data: data.pop("checksums"))(folder)
 
     def change(tensors: dict[str, Tensor]) -> None:
         for name in list(tensors):
             tensors[name.replace("embedding.", "words.")] = tensors.pop(name)
 
     edit_tensors(change)(folder)
+
+
+def add_tensor(folder: Path) -> None:
+    edit_tensors(lambda tensors: tensors.update(more=torch.zeros(2)))(folder)
+
+
+def add_tensor_to_old(folder: Path) -> None:
+    add_tensor(folder)
+    edit_json(lambda data: data.pop("checksums"))(folder)
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -93,10 +103,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         edit_tensors(lambda t: t.pop("embedding.kflats_bases")),
         r"no tensor 'embedding\.kflats_bases'",
     ),
-    "more tensors": (
-        edit_tensors(lambda t: t.update(more=torch.zeros(2))),
-        "tensor 'more' has shape",
-    ),
+    "more tensors": (add_tensor, "the tensors that belong to no table .* too many"),
+    "more tensors, old": (add_tensor_to_old, "tensor 'more' has shape"),
     "labels": (edit_tensors(move_rows), "labels and description do not belong together"),
     "pickle": (lambda f: (f / "pytorch_model.bin").write_bytes(b""), "is a pickle"),
 }

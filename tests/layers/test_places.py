@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kflats.layers.places import distinct
+from kflats.errors import InputError
+from kflats.layers.places import distinct, places_of
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
@@ -30,3 +31,10 @@ def test_numbers_out_of_range_are_refused(many: int, wrong: int) -> None:
 def test_no_numbers_are_no_error() -> None:
     found, places = distinct(torch.zeros(0, dtype=torch.int64), 10)
     assert (len(found), len(places)) == (0, 0)
+
+
+@pytest.mark.parametrize("label", [-1, 2, 2**40, 2**63 - 1])
+def test_labels_out_of_range_are_refused_before_rows_are_counted(label: int) -> None:
+    labels = torch.tensor([0, 1, label, 0])
+    with pytest.raises(InputError, match=r"\(kflats_labels\) are from .* the groups 0 to 1"):
+        places_of(labels, (3, 1))

@@ -196,11 +196,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "scales as whole numbers": (
         edit_tensor("kflats_scales", Tensor.int),
-        r"tensor '0\.kflats_scales' has dtype I32; floating point is needed",
+        r"tensor '0\.kflats_scales' has dtype I32; floating point \(F32, .*\) is needed",
     ),
     "labels as floats": (
         edit_tensor("kflats_labels", Tensor.float),
-        r"tensor '0\.kflats_labels' has dtype F32; whole numbers is needed",
+        r"tensor '0\.kflats_labels' has dtype F32; U8 \(bytes\) is needed",
     ),
     "short codes": (
         edit_tensor("weight", lambda codes: codes[:-1].clone()),
@@ -216,11 +216,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "other labels": (
         edit_tensor("kflats_labels", relabel),
-        r"model\.safetensors: 0: the labels .*do not belong together",
+        r"model\.safetensors: 0\.kflats_labels is damaged: the labels .*do not belong together",
     ),
     "label too large": (
         edit_tensor("kflats_labels", lambda labels: labels.clamp_min(200)),
-        r"model\.safetensors: 0: the labels .*do not belong together",
+        r"model\.safetensors: 0\.kflats_labels is damaged: the labels .*do not belong together",
     ),
     "other storage": (
         edit_table(lambda table: table["storage"].update(bases="int16")),

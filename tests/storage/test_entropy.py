@@ -163,6 +163,15 @@ def flipped(blob: Tensor) -> Tensor:
     return blob
 
 
+def drop_checksums(folder: Path) -> None:
+    path = next(
+        folder / name for name in ("kflats.json", "config.json") if (folder / name).exists()
+    )
+    data = json.loads(path.read_text())
+    del data.get("quantization_config", data)["checksums"]
+    path.write_text(json.dumps(data))
+
+
 @pytest.mark.parametrize("plain", [False, True], ids=["transformers", "plain"])
 def test_damage_is_a_checkpoint_error(tmp_path: Path, plain: bool) -> None:
     dense = nn.Sequential(nn.Embedding(3000, 16))
@@ -176,6 +185,7 @@ def test_damage_is_a_checkpoint_error(tmp_path: Path, plain: bool) -> None:
         folder = tmp_path / str(number)
         kflats.save(model, folder, entropy=True)
         change(folder, edit)
+        drop_checksums(folder)
         with pytest.raises(CheckpointError, match=message):
             kflats.load(folder, model=dense if plain else None)
 

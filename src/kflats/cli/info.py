@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from kflats.cli.console import JsonOption, emit, new_table, output
 
@@ -19,19 +20,19 @@ FolderArgument = Annotated[
 
 
 def info(folder: FolderArgument, json: JsonOption = False) -> None:
-    """Say what a compressed FOLDER holds; reads and checks headers only."""
+    """Say what a compressed FOLDER holds; checks the tables and reads the headers of the rest."""
     from kflats.storage.info import folder_info
 
     found = folder_info(folder)
-    table = new_table(f"{folder}: {found.architecture}, format {found.format_version}")
+    table = new_table(escape(f"{folder}: {found.architecture}, format {found.format_version}"))
     for column in ("table", "size", "method", "k", "rank", "exact"):
         table.add_column(column, justify="left" if column in ("table", "method") else "right")
     for each in found.tables:
         shape = each.shape
         table.add_row(
-            "\n= ".join(each.readers),
+            escape("\n= ".join(each.readers)),
             f"{shape.num_embeddings} x {shape.embedding_dim}",
-            each.method + (", affine" if shape.affine else ""),
+            escape(each.method) + (", affine" if shape.affine else ""),
             "" if each.is_packed else str(shape.n_clusters),
             "" if each.is_packed else shape.rank_range,
             str(shape.n_exact),

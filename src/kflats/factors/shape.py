@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from kflats.errors import InputError
 
+if TYPE_CHECKING:
+    from kflats.quantization.shape import CodeShape
+
 STORED = -1
 """Basis number of rows that are stored as they are."""
+
+_MOST = 2**31 - 1
 
 Number = TypeVar("Number", int, Tensor)
 
@@ -23,6 +28,19 @@ def check_fields(data: object, known: list[str], what: str) -> None:
         raise InputError(
             f"{what} has the fields {sorted(known)}, got {found}: the file was written by another "
             "version of kflats or damaged."
+        )
+
+
+def check_sizes(numbers: list[int], shape: FactorShape | CodeShape) -> None:
+    """Raise InputError if a file describes sizes that no table has, before they are used.
+
+    Places of rows are numbers of 32 bits.
+    """
+    most = max(map(abs, numbers))
+    if most > _MOST or shape.num_bytes(torch.float64) > 2**60:
+        raise InputError(
+            f"the largest size is {most}, with {shape.num_parameters} numbers altogether; sizes "
+            f"are at most {_MOST}, and a table has less than an exabyte."
         )
 
 
@@ -300,4 +318,6 @@ class FactorShape:
             raise InputError(
                 f"a factor shape holds whole numbers, lists of them and truth values, got {data}."
             )
-        return cls(**data)
+        shape = cls(**data)
+        check_sizes(numbers, shape)
+        return shape

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -22,6 +23,7 @@ from kflats.hf.describe import describe_, is_described
 from kflats.layers import FactorTable, StoredTable
 from kflats.layers.resize import new_rows, resize_
 from kflats.storage.manifest import factor_layers, owner_names
+from kflats.storage.seal import seal
 
 _MARK = "_kflats_wrapped"
 
@@ -62,7 +64,10 @@ def _save_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
     def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
         if is_described(self) or factor_layers(self):
             describe_(self)
-        return original(self, *args, **kwargs)
+        result = original(self, *args, **kwargs)
+        if is_described(self) and kwargs.get("is_main_process", True):
+            seal(Path(args[0] if args else kwargs["save_directory"]))
+        return result
 
     return save_pretrained
 

@@ -21,8 +21,7 @@ from kflats.hf.names import FileNames, renamings
 from kflats.hf.patches import install
 from kflats.hf.skeleton import insert_layers
 from kflats.hf.unpack import check_unpacked
-from kflats.storage.files import check_tensors, read_headers
-from kflats.storage.locate import as_described
+from kflats.storage.check import check_files
 
 
 class KFlatsQuantizer(HfQuantizer):
@@ -44,15 +43,14 @@ class KFlatsQuantizer(HfQuantizer):
             raise CheckpointError(
                 "the quantization_config of config.json describes no factorised layers."
             )
-        found = read_headers(Path(file) for file in checkpoint_files or ())
-        names = FileNames(model, found)
+        files = [Path(file) for file in checkpoint_files or ()]
+        found = {}
+        if files:
+            found = check_files(config.manifest, files, files[0].parent, "config.json")
+        names = FileNames(model, {header.name for header in found.values()})
         groups = names.locate(config.manifest)
-        if checkpoint_files:
-            folder = Path(checkpoint_files[0]).parent
-            described = as_described(config.manifest, found, groups)
-            check_tensors(config.manifest, described, folder, "config.json")
         owners = insert_layers(model, config.manifest, names)
-        if checkpoint_files:
+        if files:
             self.conversions = names.conversions(config.manifest, groups, owners)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:

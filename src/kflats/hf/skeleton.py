@@ -12,6 +12,7 @@ from kflats.errors import CheckpointError
 from kflats.hf.describe import declare_ties
 from kflats.hf.names import FileNames
 from kflats.layers import StoredTable, TableBag, TableEmbedding, replace_module
+from kflats.storage.fits import check_module
 from kflats.storage.manifest import Manifest, ModuleSpec, TableSpec
 
 _KINDS = {
@@ -46,10 +47,14 @@ def insert_layers(model: Any, manifest: Manifest, names: FileNames) -> dict[str,
     Raises
     ------
     CheckpointError
-        If a table was left out, and an embedding or head of its size has nothing in the files.
+        If a table was left out, and an embedding or head of its size has nothing in the files, or
+        if a module has another size or scales its rows by another factor.
     """
     here, owners = _translated(model, manifest, names)
     here = _with_class_ties(model, here, names)
+    for name, spec in here.modules.items():
+        shape, module = here.tables[spec.table].shape, model.get_submodule(name)
+        check_module(name, spec, shape, module, sealed=manifest.checksums is not None)
     layers = here.build()
     _check_left_out(model, manifest, owners, names, set(layers))
     for name, layer in layers.items():

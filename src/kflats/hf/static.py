@@ -19,8 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from kflats.errors import CheckpointError
-from kflats.storage.check import read_manifest
-from kflats.storage.files import check_tensors, read_headers
+from kflats.storage.check import check_files, read_manifest
 from kflats.storage.manifest import factor_layers
 from kflats.storage.plain import MANIFEST, WEIGHTS, read_plain, write_plain
 
@@ -85,7 +84,7 @@ def _read(static: Any, folder: Path, tokenizer_file: str) -> nn.Module:
     from tokenizers import Tokenizer
 
     manifest, where = read_manifest(folder)
-    check_tensors(manifest, read_headers([folder / WEIGHTS]), folder, where.name)
+    check_files(manifest, [folder / WEIGHTS], folder, where.name)
     if TABLE not in manifest.tables:
         raise CheckpointError(
             f"{where} describes the tables {sorted(manifest.tables)}; a static embedding model "

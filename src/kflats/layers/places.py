@@ -7,7 +7,6 @@ A pivot mask has one bit per column: column ``c`` is bit ``c % 8``, the lowest f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -33,21 +32,31 @@ def places_of(labels: Tensor, counts: Sequence[int]) -> Tensor:
     Raises
     ------
     InputError
-        If a group has another number of rows.
+        If a label is out of range, or a group has another number of rows.
     """
+    check_labels(labels, counts)
     labels = labels.long()
-    found = torch.bincount(labels.clamp_min(0), minlength=len(counts)).tolist()
-    for group, (count, wanted) in enumerate(zip_longest(found, counts)):
-        if count != wanted:
-            raise InputError(
-                f"the labels (kflats_labels) put {count} rows into group {group}, the table was "
-                f"described with {wanted or 'no such group'}: labels and description do not "
-                "belong together."
-            )
     order = torch.argsort(labels, stable=True)
     places = torch.empty(len(labels), dtype=torch.int32, device=labels.device)
     places[order] = torch.arange(len(labels), dtype=torch.int32, device=labels.device)
     return places
+
+
+def check_labels(labels: Tensor, counts: Sequence[int]) -> None:
+    """Raise InputError unless every group has the rows it must have; see :func:`places_of`."""
+    least, most = (int(end) for end in labels.aminmax()) if len(labels) else (0, 0)
+    if not 0 <= least <= most < len(counts):  # before anything of the size of a label is made
+        raise InputError(
+            f"the labels (kflats_labels) are from {least} to {most}, the table was described with "
+            f"the groups 0 to {len(counts) - 1}: labels and description do not belong together."
+        )
+    found = torch.bincount(labels.long(), minlength=len(counts)).tolist()
+    for group, (count, wanted) in enumerate(zip(found, counts, strict=True)):
+        if count != wanted:
+            raise InputError(
+                f"the labels (kflats_labels) put {count} rows into group {group}, the table was "
+                f"described with {wanted}: labels and description do not belong together."
+            )
 
 
 def places_at(

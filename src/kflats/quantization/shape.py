@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 
 from kflats.errors import InputError
-from kflats.factors.shape import STORED, check_fields, label_dtype, rank_range
+from kflats.factors.shape import STORED, check_fields, check_sizes, label_dtype, rank_range
 from kflats.quantization.packing import HALF, PLANES, packed_bytes
 
 Runs = tuple[tuple[int, int], ...]
@@ -238,22 +238,29 @@ class CodeShape:
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Return the shape a JSON object describes; unknown and missing fields are refused."""
         check_fields(data, [field.name for field in fields(cls)], "a shape of packed codes")
-        try:
-            numbers = [data[name] for name in ("num_embeddings", "embedding_dim", "basis_bits")]
-            numbers += [*data["counts"], *data["basis_ids"]]
-            numbers += [number for runs in data["runs"] for run in runs for number in run]
-            truths = [data["affine"], *data["rotated"]]
-            is_sound = all(type(each) is int for each in numbers)
-            is_sound &= all(type(each) is bool for each in truths)
-            is_sound &= all(len(run) == 2 for runs in data["runs"] for run in runs)
-        except TypeError:
-            is_sound = False
-        if not is_sound:
+        numbers = [data[name] for name in ("num_embeddings", "embedding_dim", "basis_bits")]
+        numbers += _entries(data["counts"], 1) + _entries(data["basis_ids"], 1)
+        numbers += _entries(data["runs"], 3)
+        truths = [data["affine"], *_entries(data["rotated"], 1)]
+        is_sound = all(type(each) is int for each in numbers)
+        is_sound &= all(type(each) is bool for each in truths)
+        if not is_sound or any(len(run) != 2 for run in _entries(data["runs"], 2)):
             raise InputError(
                 "a shape of packed codes holds whole numbers, lists of them, runs of (bits, "
                 f"coefficients) and truth values, got {data}."
             )
-        return cls(**data)
+        shape = cls(**data)
+        check_sizes(numbers, shape)
+        return shape
+
+
+def _entries(data: Any, depth: int) -> list[Any]:
+    """Return the entries of nested lists; None in the place of what is no list."""
+    if not depth:
+        return [data]
+    if type(data) is not list:
+        return [None]
+    return [entry for each in data for entry in _entries(each, depth - 1)]
 
 
 def coded_in(runs: Runs) -> int:

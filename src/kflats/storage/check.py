@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from kflats.errors import CheckpointError
-from kflats.storage.files import TensorHeader, check_tensors, read_headers, refuse_pickles
+import torch
+
+from kflats.errors import CheckpointError, KflatsError
+from kflats.storage.files import (
+    TensorHeader,
+    check_tensors,
+    read_headers,
+    refuse_pickles,
+    weight_files,
+)
+from kflats.storage.json_files import read_any, read_json
 from kflats.storage.locate import as_described
-from kflats.storage.manifest import Manifest, manifest_of_block
-from kflats.storage.plain import MANIFEST
+from kflats.storage.manifest import MANIFEST, Manifest, manifest_of_block
+from kflats.storage.seal import check_checksums
+from kflats.storage.values import check_values
 
 
 def check_folder(folder: Path) -> tuple[Manifest, dict[str, TensorHeader]]:
@@ -22,14 +32,75 @@ def check_folder(folder: Path) -> tuple[Manifest, dict[str, TensorHeader]]:
     Raises
     ------
     CheckpointError
-        Naming the file and the tensor, if one is missing, damaged or has a wrong shape, or if the
-        folder holds pickles.
+        Naming the file and the tensor or field, if one is missing, damaged or has a value that
+        makes no sense, or if the folder holds pickles.
     """
     manifest, where = read_manifest(folder)
     refuse_pickles(folder)
-    found = as_described(manifest, read_headers(sorted(where.parent.glob("*.safetensors"))))
-    check_tensors(manifest, found, where.parent, where.name)
+    check_modules_file(folder)
+    found = check_files(manifest, weight_files(where.parent), where.parent, where.name)
     return manifest, found
+
+
+def check_files(
+    manifest: Manifest, files: Iterable[Path], folder: Path, where: str
+) -> dict[str, TensorHeader]:
+    """Return what the tensors in files are, after comparing them with their description.
+
+    Reads the tensors of the factorised tables once, and never holds more than one of them. They
+    have the names of the description, see :func:`kflats.storage.locate.as_described`.
+
+    Raises
+    ------
+    CheckpointError
+        Naming the folder and the tensor, if one is missing, has a wrong shape or dtype, holds
+        values that cannot be, or is not what was saved.
+    """
+    found = as_described(manifest, read_headers(files))
+    check_tensors(manifest, found, folder, where)
+    check_values(manifest, found)
+    check_checksums(manifest, found, folder, where)
+    return found
+
+
+def check_modules_file(folder: Path) -> None:
+    """Raise CheckpointError unless the modules.json of a folder, if any, lists its modules."""
+    path = folder / "modules.json"
+    if not path.exists():
+        return
+    data = read_any(path)
+    for entry in data if isinstance(data, list) and data else [data]:
+        place, kind = (
+            (entry.get("path"), entry.get("type")) if isinstance(entry, dict) else (None, None)
+        )
+        if not isinstance(place, str) or not isinstance(kind, str):
+            raise CheckpointError(
+                f"{path} must be a list of objects with the texts 'path' and 'type', one per "
+                f"module; got {str(entry)[:80]}."
+            )
+        if Path(place).is_absolute() or ".." in Path(place).parts:
+            raise CheckpointError(f"{path}: path {place!r} leads out of the folder.")
+
+
+@contextmanager
+def readable(source: str | Path, *, with_options: bool = False) -> Iterator[None]:
+    """Turn what the loading libraries raise about a model into one clear error.
+
+    What they say about options of the caller, a TypeError, goes through.
+    """
+    try:
+        yield
+    except (KflatsError, ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if with_options and isinstance(error, TypeError):
+            raise
+        text = str(error).strip() or type(error).__name__
+        first = text.splitlines()[0].rstrip(".")
+        raise CheckpointError(
+            f"cannot load {str(source)!r}: {first}. Give a folder with a model, or the name "
+            "of one on the Hub that is reachable."
+        ) from error
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, Path]:
@@ -91,8 +162,8 @@ def model_folders(folder: Path) -> list[Path]:
 
 def _json_or_none(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_any(path)
+    except CheckpointError:
         return None
 
 
@@ -107,14 +178,3 @@ def did_you_mean(folder: Path) -> str:
         return ""
     more = f", or one of {len(names) - 5} others" if len(names) > 5 else ""
     return f": it is no model; did you mean {' or '.join(names[:5])}{more}?"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; CheckpointError if it holds none."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object.")
-    return data

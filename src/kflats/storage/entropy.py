@@ -16,9 +16,12 @@ from kflats.layers.coded import CodedTable
 from kflats.layers.stored import FILE_NAMES
 from kflats.quantization.entropy import coders, compress_records
 from kflats.quantization.shape import CodeShape
-from kflats.storage.check import read_json, read_manifest
-from kflats.storage.files import find_name, read_headers
+from kflats.storage.check import read_manifest
+from kflats.storage.files import read_headers
+from kflats.storage.json_files import read_json
+from kflats.storage.locate import as_described
 from kflats.storage.manifest import ENTROPY, factor_layers
+from kflats.storage.seal import seal
 
 
 def check_codes(model: nn.Module) -> None:
@@ -48,16 +51,19 @@ def entropy_code(folder: Path) -> None:
     manifest, where = read_manifest(folder)
     headers = {path: read_headers([path]) for path in where.parent.glob("*.safetensors")}
     together = {key: header for each in headers.values() for key, header in each.items()}
+    described = as_described(manifest, together)
     tables = {}
     for name, spec in manifest.tables.items():
         if isinstance(spec.shape, CodeShape):
-            tables[find_name(f"{name}.{FILE_NAMES['coefficients']}", together)] = name, spec.shape
+            key = described[f"{name}.{FILE_NAMES['coefficients']}"].name
+            tables[key] = name, spec.shape
     smaller: dict[str, int] = {}
     for path, found in headers.items():
         here = {key: tables[key][1] for key in found if key in tables}
         if here:
             smaller |= {tables[key][0]: size for key, size in _rewrite(path, here).items()}
     _describe(where, smaller)
+    seal(where.parent)
 
 
 def _rewrite(path: Path, shapes: dict[str, CodeShape]) -> dict[str, int]:

@@ -22,11 +22,13 @@ from kflats.extras import need
 from kflats.files import temporary_folder
 from kflats.report import CompressionReport
 from kflats.report.card import base_model, model_card
-from kflats.storage.check import check_folder, read_json, read_manifest
+from kflats.storage.architecture import load_saved, model_class
+from kflats.storage.check import check_folder, read_manifest, readable
 from kflats.storage.entropy import check_codes, entropy_code
 from kflats.storage.info import folder_info
 from kflats.storage.manifest import factor_layers
 from kflats.storage.plain import read_plain, write_plain
+from kflats.storage.seal import check_config
 
 REPORT = "kflats_report.json"
 CARD = "README.md"
@@ -205,20 +207,26 @@ def load(folder: str | os.PathLike[str], *, model: nn.Module | None = None, **op
     source = Path(folder)
     if not source.is_dir():
         raise CheckpointError(f"{source} is not a folder; give one that kflats.save wrote.")
-    check_folder(source)
+    manifest, _ = check_folder(source)
     if (source / "modules.json").exists():
         need("hf", "transformers", "sentence_transformers")
         from kflats.companions import sentence_class
 
-        return sentence_class(source)(str(source), **options)
+        check_config(manifest, read_manifest(source)[1])
+        with readable(source, with_options=bool(options)):
+            return sentence_class(source)(str(source), **options)
     if (source / "config.json").exists():
         need("hf", "transformers")
-        return _architecture(source).from_pretrained(source, **options)
+        with readable(source, with_options=bool(options)):
+            found = model_class(source)
+            check_config(manifest, source / "config.json")
+            return load_saved(found, source, manifest, options)
     if model is None:
         raise InputError(
             f"{source} holds a plain module: pass model=, the dense model to load into."
         )
-    return read_plain(source, read_manifest(source)[0], model)
+    with readable(source):
+        return read_plain(source, manifest, model)
 
 
 def _write(model: nn.Module, folder: Path, options: dict[str, Any]) -> None:
@@ -241,17 +249,3 @@ def _open_up(folder: Path) -> None:
     folder.chmod(0o777 & ~mask)
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o666 & ~mask)
-
-
-def _architecture(folder: Path) -> Any:
-    import transformers
-
-    config = read_json(folder / "config.json")
-    names = config.get("architectures") or ["AutoModel"]
-    found = getattr(transformers, names[0], None)
-    if found is None:
-        raise CheckpointError(
-            f"{folder / 'config.json'} asks for the architecture {names[0]!r}, which transformers "
-            f"{transformers.__version__} does not have: install the version that does."
-        )
-    return found

@@ -11,9 +11,11 @@ from kflats.errors import CheckpointError
 from kflats.factors.shape import FactorShape
 from kflats.layers.stored import FILE_NAMES, StoredTable
 from kflats.quantization.shape import CodeShape
-from kflats.storage.check import check_folder, read_json
+from kflats.storage.architecture import architecture_name
+from kflats.storage.check import check_folder, read_manifest
 from kflats.storage.files import TensorHeader, find_header
 from kflats.storage.manifest import FORMAT_VERSION
+from kflats.storage.seal import check_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ class FolderInfo:
 
 
 def folder_info(folder: str | os.PathLike[str]) -> FolderInfo:
-    """Return what a compressed checkpoint holds; reads headers only.
+    """Return what a compressed checkpoint holds; reads the headers, and checks the tables.
 
     Raises
     ------
@@ -122,6 +124,7 @@ def folder_info(folder: str | os.PathLike[str]) -> FolderInfo:
     if not source.is_dir():
         raise CheckpointError(f"{source} is not a folder; give one that kflats.save wrote.")
     manifest, found = check_folder(source)
+    check_config(manifest, read_manifest(source)[1])
     announced = manifest.tensors()
     tables = []
     for name, spec in manifest.tables.items():
@@ -165,5 +168,4 @@ def _architecture(folder: Path) -> str:
         return "SentenceTransformer"
     if not (folder / "config.json").exists():
         return "plain module"
-    names = read_json(folder / "config.json").get("architectures") or ["unknown"]
-    return str(names[0])
+    return architecture_name(folder) or "unknown"

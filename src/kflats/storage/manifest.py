@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -26,7 +27,10 @@ from kflats.layers.bag import MODES
 from kflats.layers.stored import FILE_NAMES
 from kflats.quantization.entropy import decompress_codes
 from kflats.quantization.shape import CodeShape
+from kflats.storage.checksums import FIELD, Checksums
+from kflats.storage.json_files import check_depth
 
+MANIFEST = "kflats.json"
 FORMAT_VERSION = 4
 CODES, ENTROPY = "codes", "entropy"
 _CLASSES: dict[str, tuple[type[StoredTable], type[StoredTable]]] = {
@@ -34,6 +38,7 @@ _CLASSES: dict[str, tuple[type[StoredTable], type[StoredTable]]] = {
     "linear": (FactorizedLinear, QuantizedLinear),
     "bag": (FactorizedEmbeddingBag, QuantizedEmbeddingBag),
 }
+_LARGEST = 2.0**1000
 _FIELDS = ("kind", "table", "padding_idx", "scale")
 _OF_BAGS = ("mode", "include_last_offset")
 
@@ -71,8 +76,7 @@ class TableSpec:
             raise InputError(
                 f"storage is {data['storage']}, this kflats reads {expected}: install a newer one."
             )
-        if not isinstance(data["origin"], dict):
-            raise InputError(f"origin must be an object, got {data['origin']!r}.")
+        _check_origin(data["origin"])
         return cls(shape=shape, storage=data["storage"], origin=data["origin"])
 
     @property
@@ -151,6 +155,8 @@ class ModuleSpec:
         is_bag = isinstance(data, dict) and data.get("kind") == "bag"
         check_fields(data, [*_FIELDS, *(_OF_BAGS if is_bag else ())], "a factorised module")
         spec = cls(**data)
+        if not all(isinstance(data.get(key, ""), str) for key in ("kind", "mode")):
+            raise InputError(f"kind={spec.kind!r} and mode={spec.mode!r} must be texts.")
         if not isinstance(spec.table, str):
             raise InputError(f"table={spec.table!r} must be a name.")
         if spec.kind not in _CLASSES:
@@ -160,8 +166,8 @@ class ModuleSpec:
                 f"mode={spec.mode!r} and include_last_offset={spec.include_last_offset!r} of a bag "
                 f"must be one of {MODES}, and true or false."
             )
-        if type(spec.scale) not in (int, float):
-            raise InputError(f"scale={spec.scale!r} must be a number.")
+        if type(spec.scale) not in (int, float) or not abs(spec.scale) < _LARGEST:
+            raise InputError(f"scale={spec.scale!r} must be a number, and finite.")
         if spec.padding_idx is not None and type(spec.padding_idx) is not int:
             raise InputError(f"padding_idx={spec.padding_idx!r} must be a whole number or null.")
         return spec
@@ -181,10 +187,15 @@ class ModuleSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """All factorised tables of a model by name, and the modules that read them."""
+    """All factorised tables of a model by name, and the modules that read them.
+
+    ``checksums`` are those of the files that it was read from, if they say; a manifest that is
+    written has none, see :func:`kflats.storage.seal.seal`.
+    """
 
     tables: dict[str, TableSpec] = field(default_factory=dict)
     modules: dict[str, ModuleSpec] = field(default_factory=dict)
+    checksums: Checksums | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:
@@ -242,6 +253,8 @@ class Manifest:
         for name in tables:
             if name not in modules or modules[name].table != name:
                 raise InputError(f"the table {name!r} is not read by the module of its name.")
+        if not tables:
+            raise InputError("tables describes no table: the folder is not compressed.")
         return cls(tables=tables, modules=modules)
 
     @property
@@ -255,6 +268,10 @@ class Manifest:
 
         Those of :attr:`blobs` as they are after loading.
         """
+        return dict(self._tensors)
+
+    @cached_property
+    def _tensors(self) -> dict[str, Tensor]:
         tensors = {}
         for name, spec in self.tables.items():
             for key, tensor in self.modules[name].empty_layer(spec.shape).state_dict().items():
@@ -279,6 +296,23 @@ class Manifest:
             if spec.table != name:
                 layers[name].share_with(layers[spec.table])
         return layers
+
+
+def _check_origin(origin: Any) -> None:
+    """Raise InputError unless reports can say how the factors were found."""
+    if not isinstance(origin, dict):
+        raise InputError(f"origin must be an object, got {origin!r}.")
+    for key, value in origin.items():
+        if key == "method":
+            is_sound = isinstance(value, str)
+        else:
+            is_sound = value is None or isinstance(value, int | float | str)
+            is_sound &= key != "relative_error" or not isinstance(value, bool | str)
+        if not is_sound:
+            raise InputError(
+                f"origin has {key}={value!r}; method must be a text, relative_error a number or "
+                "null, and anything else a number, a text or null."
+            )
 
 
 def _storage(shape: FactorShape | CodeShape) -> dict[str, str]:
@@ -328,13 +362,19 @@ def manifest_of_block(block: dict[str, Any], where: str) -> Manifest:
         missing, or a value makes no sense.
     """
     version = block.get("format_version")
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise CheckpointError(
             f"{where} has format_version={version}; this kflats reads {FORMAT_VERSION}: install "
             "the kflats that wrote it, or a newer one."
         )
+    check_depth(block, where)
+    known = ["quant_method", "format_version", "layers"]
     try:
-        check_fields(block, ["quant_method", "format_version", "layers"], "the description")
-        return Manifest.from_dict(block["layers"])
+        check_fields(block, known + [FIELD] * (FIELD in block), "the description")
+        manifest = Manifest.from_dict(block["layers"])
+        if FIELD in block:
+            checksums = Checksums.from_dict(block[FIELD], list(manifest.tables))
+            manifest = replace(manifest, checksums=checksums)
+        return manifest
     except InputError as error:
         raise CheckpointError(f"{where}: {error}") from error

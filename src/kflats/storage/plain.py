@@ -13,10 +13,13 @@ from kflats.errors import CheckpointError, InputError
 from kflats.layers import StoredTable, TableBag, TableLinear, replace_module
 from kflats.layers.stored import FILE_NAMES
 from kflats.storage.buffers import check_buffers, fill_buffers
-from kflats.storage.manifest import FORMAT_VERSION, Manifest, factor_layers
+from kflats.storage.files import WEIGHTS
+from kflats.storage.fits import check_module
+from kflats.storage.json_files import read_json
+from kflats.storage.manifest import FORMAT_VERSION, MANIFEST, Manifest, factor_layers
+from kflats.storage.seal import check_config, seal
 
-MANIFEST = "kflats.json"
-WEIGHTS = "model.safetensors"
+__all__ = ["MANIFEST", "WEIGHTS", "read_plain", "write_plain"]
 
 
 def write_plain(model: nn.Module, folder: Path) -> None:
@@ -30,6 +33,7 @@ def write_plain(model: nn.Module, folder: Path) -> None:
     }
     text = json.dumps(description, indent=2) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
+    seal(folder)
 
 
 def read_plain(folder: Path, manifest: Manifest, model: nn.Module) -> nn.Module:
@@ -41,17 +45,17 @@ def read_plain(folder: Path, manifest: Manifest, model: nn.Module) -> nn.Module:
         If the model and the file do not have the same modules and tensors. The model is
         unchanged then.
     """
-    description = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    if not (folder / WEIGHTS).is_file():
+        raise CheckpointError(f"{folder} has no {WEIGHTS} beside {MANIFEST}.")
     tensors = load_file(folder / WEIGHTS)
-    try:
-        tensors |= {name: tensors[kept] for name, kept in description["aliases"].items()}
-    except (KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f"{folder / MANIFEST}: aliases names no tensor of {WEIGHTS}: {error}"
-        ) from error
+    tensors |= _aliased(folder, tensors)
+    check_config(manifest, folder / MANIFEST)
 
     def fill(name: str, layer: StoredTable) -> None:
         names = {key: f"{name}.{FILE_NAMES.get(key, key)}" for key in layer.state_dict()}
+        missing = sorted(set(names.values()) - tensors.keys())
+        if missing:
+            raise CheckpointError(f"{folder / WEIGHTS} has no tensor {missing[0]!r}.")
         try:
             state = {key: tensors[file] for key, file in names.items()}
             state["coefficients"] = manifest.tables[name].coefficients(state["coefficients"])
@@ -63,6 +67,9 @@ def read_plain(folder: Path, manifest: Manifest, model: nn.Module) -> nn.Module:
     layers = manifest.build(fill)
     rest = {key: value for key, value in tensors.items() if not _is_factor(key, layers)}
     _check_same(folder, model, layers, rest)
+    for name, spec in manifest.modules.items():
+        shape, module = manifest.tables[spec.table].shape, model.get_submodule(name)
+        check_module(name, spec, shape, module, sealed=manifest.checksums is not None)
     for name, layer in layers.items():
         layer.take_over(model.get_submodule(name))
         replace_module(model, name, layer)
@@ -70,6 +77,20 @@ def read_plain(folder: Path, manifest: Manifest, model: nn.Module) -> nn.Module:
     model.load_state_dict(rest, strict=False, assign=on_meta)
     fill_buffers(model)
     return model
+
+
+def _aliased(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors that have a second name in the model, by that name."""
+    aliases = read_json(folder / MANIFEST).get("aliases")
+    if not isinstance(aliases, dict):
+        raise CheckpointError(f"{folder / MANIFEST}: aliases must be an object, got {aliases!r}.")
+    for name, kept in aliases.items():
+        if not isinstance(kept, str) or kept not in tensors or name in tensors:
+            raise CheckpointError(
+                f"{folder / MANIFEST}: aliases says that {name!r} is the tensor {kept!r}; the "
+                f"second must be one of {WEIGHTS}, the first must not."
+            )
+    return {name: tensors[kept] for name, kept in aliases.items()}
 
 
 def _distinct(
@@ -129,11 +150,11 @@ def _check_same(
                 "model it was made from."
             )
     expected = {
-        key: tuple(value.shape)
+        key: _sizes(value)
         for key, value in model.state_dict().items()
         if not _is_factor(key, layers)
     }
-    found = {key: tuple(value.shape) for key, value in rest.items()}
+    found = {key: _sizes(value) for key, value in rest.items()}
     different = sorted(
         key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)
     )
@@ -144,3 +165,9 @@ def _check_same(
             f"{type(model).__name__} has {expected.get(key)} (None: missing); "
             f"{len(different)} tensors differ."
         )
+
+
+def _sizes(tensor: Tensor) -> tuple[int, ...] | tuple[tuple[int, ...], str]:
+    """Return the shape, and for whole numbers, which no module casts, the dtype."""
+    shape = tuple(tensor.shape)
+    return shape if tensor.is_floating_point() else (shape, str(tensor.dtype))

@@ -1,0 +1,1 @@
+"""Parts of the fuzzer of compressed folders, see tests/storage/fuzz.py."""
