@@ -64,7 +64,7 @@ pip install 'kflats[hf]'
 
 Without `import kflats` loading stops with an error about the shape of the table. It saves, trains
 and exports like any model of its library. `kflats restore FOLDER -o OUT` writes an ordinary dense
-checkpoint with the same outputs.
+checkpoint with the same outputs up to rounding.
 
 ## Method
 
