@@ -18,6 +18,7 @@ from kflats.storage.manifest import factor_layers
 from tests.conftest import tiny_bert
 from tests.hf.architectures import readers_of
 from tests.hf.models import SETTINGS, compressed_bert, compressed_gpt2, logits, tiny_gpt2
+from tests.promises import assert_same_model
 
 
 def reloaded(model: Any, folder: Path) -> Any:
@@ -50,7 +51,7 @@ def test_copy_is_a_model_of_its_own(tmp_path: Path) -> None:
     with torch.no_grad():
         twin.transformer.wte.bases.mul_(2)
     assert torch.equal(logits(model), before)
-    assert torch.equal(logits(reloaded(twin, tmp_path)), logits(twin))
+    assert_same_model(reloaded(twin, tmp_path), twin, logits)
     assert not torch.equal(logits(twin), before)
 
 
@@ -64,7 +65,7 @@ def test_cast_model_round_trips(dtype: torch.dtype, tmp_path: Path) -> None:
     cast.save_pretrained(tmp_path / "two")
     loaded = type(cast).from_pretrained(tmp_path / "two", dtype="auto")
     assert loaded.lm_head.coefficients.dtype == dtype
-    assert torch.equal(logits(loaded), logits(cast))
+    assert_same_model(loaded, cast, logits)
 
 
 @pytest.mark.parametrize("assign", [False, True], ids=["copied", "assigned"])
@@ -80,8 +81,8 @@ def test_state_dict_moves_all_of_a_model(assign: bool, clone: bool, tmp_path: Pa
     if clone:
         state = {key: value.clone() for key, value in state.items()}
     other.load_state_dict(state, assign=assign)
-    assert torch.equal(logits(other), logits(model))
-    assert torch.equal(logits(reloaded(other, tmp_path)), logits(model))
+    assert_same_model(other, model, logits)
+    assert_same_model(reloaded(other, tmp_path), model, logits)
 
 
 def relabel(model: Any) -> None:
@@ -109,7 +110,7 @@ def test_tensors_of_a_file_fit_load_state_dict(tmp_path: Path) -> None:
     left = other.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
     assert left.unexpected_keys == []
     assert all(key.startswith("lm_head.") for key in left.missing_keys)
-    assert torch.equal(logits(other), logits(model))
+    assert_same_model(other, model, logits)
 
 
 def test_given_state_dict_is_what_is_saved(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_table_replaced_by_hand_is_saved_as_a_dense_checkpoint(tmp_path: Path) -
     found = reloaded(model, tmp_path / "dense")
     assert "quantization_config" not in config_of(tmp_path / "dense")
     assert type(found.get_input_embeddings()) is nn.Embedding
-    assert torch.equal(logits(found), logits(model))
+    assert_same_model(found, model, logits)
 
 
 def test_both_tied_modules_replaced_by_hand(tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_both_tied_modules_replaced_by_hand(tmp_path: Path) -> None:
     found = reloaded(model, tmp_path / "dense")
     assert "quantization_config" not in config_of(tmp_path / "dense")
     assert found.lm_head.weight is found.transformer.wte.weight
-    assert torch.equal(logits(found), logits(model))
+    assert_same_model(found, model, logits)
 
 
 def test_head_keeps_its_factors_when_the_table_is_replaced(tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_head_keeps_its_factors_when_the_table_is_replaced(tmp_path: Path) -> No
     assert readers_of(found) == [["lm_head"]]
     assert type(found.get_input_embeddings()) is nn.Embedding
     assert torch.equal(found.transformer.wte.weight, fresh.weight)
-    assert torch.equal(logits(found), logits(model))
+    assert_same_model(found, model, logits)
 
 
 def test_dequantized_model_is_dense_and_tied(tmp_path: Path) -> None:
@@ -167,7 +168,7 @@ def test_dequantized_model_is_dense_and_tied(tmp_path: Path) -> None:
     assert not hasattr(model.config, "quantization_config")
     found = reloaded(model, tmp_path / "dense")
     assert found.lm_head.weight is found.transformer.wte.weight
-    assert torch.equal(logits(found), logits(model))
+    assert_same_model(found, model, logits)
     assert load_file(tmp_path / "dense" / "model.safetensors").keys() == (
         tiny_keys(tmp_path / "never compressed")
     )
@@ -185,7 +186,7 @@ def test_dense_model_can_be_compressed_again(tmp_path: Path) -> None:
     found = reloaded(model, tmp_path / "two")
     assert type(found.lm_head) is FactorizedLinear
     assert found.lm_head.shape.n_clusters == 4
-    assert torch.equal(logits(found), logits(model))
+    assert_same_model(found, model, logits)
 
 
 def test_saving_a_part_leaves_the_whole_as_it_was(tmp_path: Path) -> None:
@@ -194,7 +195,7 @@ def test_saving_a_part_leaves_the_whole_as_it_was(tmp_path: Path) -> None:
     model.base_model.save_pretrained(tmp_path / "part")
     model.save_pretrained(tmp_path / "after")
     assert config_of(tmp_path / "after") == config_of(tmp_path / "before")
-    assert torch.equal(logits(type(model).from_pretrained(tmp_path / "after")), logits(model))
+    assert_same_model(type(model).from_pretrained(tmp_path / "after"), model, logits)
 
 
 def test_dense_models_are_left_alone(tmp_path: Path) -> None:
@@ -202,6 +203,6 @@ def test_dense_models_are_left_alone(tmp_path: Path) -> None:
     model.resize_token_embeddings(210)
     found = reloaded(model, tmp_path)
     assert found.get_input_embeddings().weight.shape == (210, 16)
-    assert torch.equal(logits(found), logits(model))
+    assert_same_model(found, model, logits)
     with pytest.raises(ValueError, match="first quantize your model"):
         model.dequantize()

@@ -19,6 +19,7 @@ from kflats.layers import QuantizedEmbedding, QuantizedLinear
 from kflats.storage.manifest import factor_layers
 from tests.conftest import tiny_bert
 from tests.hf.models import IDS, edit_config, edit_tensors, logits, tiny_gpt2
+from tests.promises import assert_same_model
 
 SETTINGS: dict[str, Any] = {"target_bytes": 4_800, "method": "codes", "exact_ids": (0, 3)}
 TABLE = "transformer.wte"
@@ -60,7 +61,7 @@ def test_models_round_trip_with_the_bytes_of_the_report(name: str, tmp_path: Pat
     assert sum(stored) == table.bytes_after <= 4_800
     assert sum(t.nbytes for t in tensors.values()) == report.model_bytes_after
     for loaded in (type(model).from_pretrained(tmp_path), kflats.load(tmp_path)):
-        assert torch.equal(logits(loaded), logits(model))
+        assert_same_model(loaded, model, logits)
         assert factor_layers(loaded).keys() == factor_layers(model).keys()
         assert not loaded.training
 
@@ -68,7 +69,7 @@ def test_models_round_trip_with_the_bytes_of_the_report(name: str, tmp_path: Pat
 def test_kflats_save_is_the_same(tmp_path: Path) -> None:
     model, report = coded(tiny_bert())
     kflats.save(model, tmp_path / "out", report=report)
-    assert torch.equal(logits(kflats.load(tmp_path / "out")), logits(model))
+    assert_same_model(kflats.load(tmp_path / "out"), model, logits)
     assert kflats.load(tmp_path / "out").get_input_embeddings().origin["method"] == "codes"
 
 
@@ -94,7 +95,7 @@ def test_options_give_the_same_model(gpt2: tuple[Any, Path], options: dict[str, 
     expected = copy.deepcopy(model) if dtype == "auto" else copy.deepcopy(model).to(dtype)
     assert found.dtype == expected.dtype
     assert_tied(found)
-    assert torch.equal(logits(found), logits(expected))
+    assert_same_model(found, expected, logits)
 
 
 def test_casts_and_copies_stay_tied(gpt2: tuple[Any, Path]) -> None:
@@ -117,7 +118,7 @@ def test_shards_and_second_generations_are_the_same_model(
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
     model.save_pretrained(tmp_path / "shards", max_shard_size="8KB")
     assert len([*(tmp_path / "shards").glob("model-*.safetensors")]) > 2
-    assert torch.equal(logits(load(tmp_path / "shards")), logits(model))
+    assert_same_model(load(tmp_path / "shards"), model, logits)
 
 
 def test_compressing_while_loading_is_compressing_after_it(
@@ -126,7 +127,7 @@ def test_compressing_while_loading_is_compressing_after_it(
     tiny_gpt2().save_pretrained(tmp_path)
     found = load(tmp_path, quantization_config=KFlatsConfig(**SETTINGS))
     assert_tied(found)
-    assert torch.equal(logits(found), logits(gpt2[0]))
+    assert_same_model(found, gpt2[0], logits)
 
 
 def test_generation_is_that_of_the_dense_form(gpt2: tuple[Any, Path]) -> None:
@@ -145,7 +146,7 @@ def test_dense_form_is_an_ordinary_checkpoint(gpt2: tuple[Any, Path], tmp_path: 
     dense = kflats.to_dense_(load(gpt2[1]))
     dense.save_pretrained(tmp_path)
     assert "kflats" not in (tmp_path / "config.json").read_text()
-    assert torch.equal(logits(load(tmp_path)), logits(dense))
+    assert_same_model(load(tmp_path), dense, logits)
 
 
 def test_the_rest_of_the_model_trains(gpt2: tuple[Any, Path]) -> None:
@@ -170,7 +171,7 @@ def test_resizing_is_refused(gpt2: tuple[Any, Path], size: int) -> None:
         UnsupportedModelError, match=rf"cannot be resized to {size}: call kflats\.to_dense_"
     ):
         model.resize_token_embeddings(size)
-    assert torch.equal(logits(model), logits(gpt2[0]))
+    assert_same_model(model, gpt2[0], logits)
     resized = kflats.to_dense_(model)
     resized.resize_token_embeddings(size)
     coded(resized)
@@ -223,15 +224,17 @@ def test_sentence_transformer_round_trip(tmp_path: Path) -> None:
     transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "tiny")
     encoder = library.SentenceTransformer(str(tmp_path / "tiny"), device="cpu")
     _, report = coded(encoder)
-    texts = ["the ferry leaves at seven", "a boat", "bread"]
-    expected = encoder.encode(texts, convert_to_tensor=True)
+
+    def encode(model: Any) -> Tensor:
+        texts = ["the ferry leaves at seven", "a boat", "bread"]
+        return model.encode(texts, convert_to_tensor=True)  # type: ignore[no-any-return]
+
     encoder.save_pretrained(str(tmp_path / "out"))
     loaded = library.SentenceTransformer(str(tmp_path / "out"), device="cpu")
     assert type(loaded[0].auto_model.get_input_embeddings()) is QuantizedEmbedding
-    assert torch.equal(loaded.encode(texts, convert_to_tensor=True), expected)
+    assert_same_model(loaded, encoder, encode)
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     stored = [t.nbytes for key, t in tensors.items() if ".word_embeddings." in f".{key}"]
     assert sum(stored) == report.tables[0].bytes_after
     dense = kflats.to_dense_(loaded)
-    found = dense.encode(texts, convert_to_tensor=True)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encode(dense), encode(encoder), rtol=1e-4, atol=1e-5)

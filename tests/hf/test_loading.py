@@ -21,6 +21,7 @@ from kflats.layers.lookup import lookup, lookup_backward
 from kflats.storage.manifest import factor_layers
 from tests.conftest import tiny_bert
 from tests.hf.models import SETTINGS, compressed_gpt2, logits, tiny_gpt2
+from tests.promises import assert_same_model
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +42,8 @@ def load(folder: Path, **options: Any) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
 
 
-def assert_same_model(found: Any, expected: Any) -> None:
-    state, other = found.state_dict(), expected.state_dict()
-    assert state.keys() == other.keys()
-    assert [key for key in state if not torch.equal(state[key], other[key])] == []
-    assert torch.equal(logits(found), logits(expected))
+def assert_same_and_tied(found: Any, expected: Any) -> None:
+    assert_same_model(found, expected, logits)
     assert found.lm_head.coefficients is found.transformer.wte.coefficients
 
 
@@ -57,21 +55,21 @@ def test_compressing_while_loading_is_compressing_after_it(
     expected = load(dense, dtype=dtype)
     kflats.compress_(expected, CompressionConfig(**SETTINGS))
     assert found.lm_head.coefficients.dtype == dtype
-    assert_same_model(found, expected)
+    assert_same_and_tied(found, expected)
     found.save_pretrained(tmp_path / "found")
     expected.save_pretrained(tmp_path / "expected")
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "found" / name).read_bytes() == (
             tmp_path / "expected" / name
         ).read_bytes()
-    assert_same_model(load(tmp_path / "found"), expected)
+    assert_same_and_tied(load(tmp_path / "found"), expected)
 
 
 def test_compressing_while_loading_takes_a_dict_and_any_device_map(dense: Path) -> None:
     pytest.importorskip("accelerate")
     block = {"quant_method": "kflats", **SETTINGS, "exact_ids": [0, 3]}
     found = load(dense, device_map="auto", quantization_config=block)
-    assert_same_model(found, compressed_gpt2())
+    assert_same_and_tied(found, compressed_gpt2())
 
 
 def test_compressing_while_loading_needs_a_size(dense: Path) -> None:
@@ -89,15 +87,15 @@ def test_unknown_and_contradicting_settings_are_refused() -> None:
 @pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning:transformers")
 def test_checkpoint_keeps_its_own_factors(compressed: Path) -> None:
     found = load(compressed, quantization_config=KFlatsConfig(compression=0.7, n_clusters=4))
-    assert_same_model(found, compressed_gpt2())
+    assert_same_and_tied(found, compressed_gpt2())
 
 
 def test_sharded_checkpoint_is_the_same_model(tmp_path: Path) -> None:
     model = compressed_gpt2()
     model.save_pretrained(tmp_path / "out", max_shard_size="8KB")
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
-    assert_same_model(load(tmp_path / "out"), model)
-    assert_same_model(kflats.load(tmp_path / "out"), model)
+    assert_same_and_tied(load(tmp_path / "out"), model)
+    assert_same_and_tied(kflats.load(tmp_path / "out"), model)
 
 
 @pytest.mark.parametrize(
@@ -115,12 +113,12 @@ def test_sharded_checkpoint_is_the_same_model(tmp_path: Path) -> None:
 def test_options_give_the_same_model(compressed: Path, options: dict[str, Any]) -> None:
     if "device_map" in options:
         pytest.importorskip("accelerate")
-    assert_same_model(load(compressed, **options), compressed_gpt2())
+    assert_same_and_tied(load(compressed, **options), compressed_gpt2())
 
 
 def test_dtype_option_casts_the_factors(compressed: Path) -> None:
     found = load(compressed, dtype=torch.bfloat16)
-    assert_same_model(found, compressed_gpt2().to(torch.bfloat16))
+    assert_same_and_tied(found, compressed_gpt2().to(torch.bfloat16))
     assert {p.dtype for p in found.parameters()} == {torch.bfloat16}
     assert found.transformer.wte.labels.dtype == torch.uint8
     assert found.transformer.wte.places.dtype == torch.int32
@@ -192,13 +190,13 @@ def test_config_of_a_compressed_model_makes_dense_models_that_save(
     fresh = transformers.AutoModelForCausalLM.from_config(config).eval()
     assert factor_layers(fresh) == {}
     fresh.save_pretrained(tmp_path)
-    assert torch.equal(logits(load(tmp_path)), logits(fresh))
+    assert_same_model(load(tmp_path), fresh, logits)
 
 
 def test_config_can_be_given_and_used_again(compressed: Path) -> None:
     config = transformers.AutoConfig.from_pretrained(compressed)
     for _ in range(2):
-        assert_same_model(load(compressed, config=config), compressed_gpt2())
+        assert_same_and_tied(load(compressed, config=config), compressed_gpt2())
 
 
 def test_names_that_differ_in_files_are_found(tmp_path: Path) -> None:
@@ -215,7 +213,7 @@ def test_names_that_differ_in_files_are_found(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
-    assert torch.equal(logits(loaded), logits(model))
+    assert_same_model(loaded, model, logits)
 
 
 def test_layers_know_what_they_replaced(tmp_path: Path) -> None:

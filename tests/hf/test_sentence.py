@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from kflats import CompressionConfig, CompressionReport, FactorizedEmbedding
 from kflats.hf import KFlatsConfig
 from kflats.storage.manifest import factor_layers
 from tests.conftest import tiny_bert
+from tests.promises import assert_same_model, assert_same_outputs, fingerprints
 
 pytest.importorskip("sentence_transformers")
 
@@ -28,10 +30,11 @@ import sys
 import kflats
 from sentence_transformers import SentenceTransformer
 from safetensors.torch import save_file
+from tests.promises import fingerprints
 
 encoder = SentenceTransformer(sys.argv[1], device="cpu")
 found = encoder.encode(sys.argv[3:], convert_to_tensor=True)
-save_file({"found": found}, sys.argv[2])
+save_file({"found": found}, sys.argv[2], metadata=fingerprints(encoder))
 print(type(encoder[0].auto_model.get_input_embeddings()).__name__)
 """
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a ferry boat leaves at early seven bread eats"
@@ -60,7 +63,7 @@ def tensor_bytes(folder: Path) -> int:
     return sum(tensor.nbytes for tensor in load_file(folder / "model.safetensors").values())
 
 
-def test_fresh_process_gives_identical_embeddings(
+def test_fresh_process_gives_the_same_tensors_and_embeddings(
     minilm: tuple[SentenceTransformer, CompressionReport, Path], tmp_path: Path
 ) -> None:
     encoder, _, folder = minilm
@@ -68,7 +71,9 @@ def test_fresh_process_gives_identical_embeddings(
     command = [sys.executable, "-c", SCRIPT, *places, *TEXTS]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
     assert done.stdout.split()[-1] == "FactorizedEmbedding"
-    assert torch.equal(load_file(tmp_path / "found")["found"], encode(encoder))
+    with safe_open(tmp_path / "found", framework="pt") as file:
+        assert file.metadata() == fingerprints(encoder)
+        assert_same_outputs(file.get_tensor("found"), encode(encoder))
 
 
 def test_folder_is_smaller_by_what_the_report_says(
@@ -142,7 +147,7 @@ def test_trainer_trains_the_factors_of_an_encoder(tiny: Path, tmp_path: Path) ->
     }
     encoder.save_pretrained(str(tmp_path / "out"))
     loaded = SentenceTransformer(str(tmp_path / "out"), device="cpu")
-    assert torch.equal(encode(loaded), encode(encoder))
+    assert_same_model(loaded, encoder, encode)
 
 
 def test_encoder_is_compressed_while_it_loads(tiny: Path) -> None:
@@ -153,7 +158,7 @@ def test_encoder_is_compressed_while_it_loads(tiny: Path) -> None:
     expected = SentenceTransformer(str(tiny), device="cpu")
     kflats.compress_(expected, CompressionConfig(**settings))
     assert type(found[0].auto_model.get_input_embeddings()) is FactorizedEmbedding
-    assert torch.equal(encode(found), encode(expected))
+    assert_same_model(found, expected, encode)
 
 
 def test_cross_encoder_trains_and_round_trips(tiny: Path, tmp_path: Path) -> None:
@@ -169,7 +174,6 @@ def test_cross_encoder_trains_and_round_trips(tiny: Path, tmp_path: Path) -> Non
     encoder.save_pretrained(str(tmp_path / "out"))
     loaded = CrossEncoder(str(tmp_path / "out"), device="cpu")
     texts = list(zip(TEXTS, TEXTS[::-1], strict=True))
-    found, expected = (
-        each.predict(texts, convert_to_tensor=True) for each in (loaded, encoder.eval())
+    assert_same_model(
+        loaded, encoder.eval(), lambda each: each.predict(texts, convert_to_tensor=True)
     )
-    assert torch.equal(found, expected)

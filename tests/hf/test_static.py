@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -35,6 +36,7 @@ from tests.hf.static import (
     model2vec_folder,
     tokenizer,
 )
+from tests.promises import assert_same_model, assert_same_outputs, assert_same_tensors, fingerprints
 
 SCRIPT = """
 import sys
@@ -43,9 +45,11 @@ if sys.argv[3] == "first":
 import kflats
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
+from tests.promises import fingerprints
 
 encoder = SentenceTransformer(sys.argv[1], device="cpu")
-save_file({"found": encoder.encode(sys.argv[4:], convert_to_tensor=True)}, sys.argv[2])
+found = encoder.encode(sys.argv[4:], convert_to_tensor=True)
+save_file({"found": found}, sys.argv[2], metadata=fingerprints(encoder))
 print(type(encoder[0].embedding).__name__)
 """
 
@@ -58,13 +62,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_embeddings_are_identical_after_loading(method: str, tmp_path: Path) -> None:
+def test_tensors_and_embeddings_are_the_same_after_loading(method: str, tmp_path: Path) -> None:
     model = compressed(method)
     assert type(bag_of(model)) is KINDS[method]
     model.save_pretrained(str(tmp_path / "out"))
     loaded = SentenceTransformer(str(tmp_path / "out"), device="cpu")
     assert type(bag_of(loaded)) is KINDS[method]
-    assert torch.equal(encode(loaded), encode(model))
+    assert_same_model(loaded, model, encode)
     assert bool(encode(model)[[0, 1, 3, 4]].any(1).all())
     assert loaded[0].embedding_dim == 24
 
@@ -73,7 +77,7 @@ def test_embeddings_are_identical_after_loading(method: str, tmp_path: Path) -> 
 def test_kflats_saves_and_loads_too(method: str, tmp_path: Path) -> None:
     model = compressed(method)
     kflats.save(model, tmp_path / "out")
-    assert torch.equal(encode(kflats.load(tmp_path / "out")), encode(model))
+    assert_same_model(kflats.load(tmp_path / "out"), model, encode)
     assert "from sentence_transformers import" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -85,8 +89,10 @@ def test_fresh_process_loads_it_in_any_order_of_imports(
     command = [sys.executable, "-W", "error::RuntimeWarning", "-c", SCRIPT, *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
     assert done.stdout.split()[-1] == "FactorizedEmbeddingBag"
-    expected = encode(SentenceTransformer(str(folder), device="cpu"))
-    assert torch.equal(load_file(tmp_path / "found")["found"], expected)
+    expected = SentenceTransformer(str(folder), device="cpu")
+    with safe_open(tmp_path / "found", framework="pt") as file:
+        assert file.metadata() == fingerprints(expected)
+        assert_same_outputs(file.get_tensor("found"), encode(expected))
 
 
 def test_loading_never_builds_the_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,11 +165,12 @@ def test_table_in_a_subfolder_is_found(tmp_path: Path) -> None:
     model = SentenceTransformer(modules=[router], device="cpu")
     kflats.save(model, tmp_path / "out")
     loaded = kflats.load(tmp_path / "out", device="cpu")
+    assert_same_tensors(loaded, model)
     for task in ("encode_query", "encode_document"):
         found, expected = (
             getattr(each, task)(TEXTS, convert_to_tensor=True) for each in (loaded, model)
         )
-        assert torch.equal(found, expected)
+        assert_same_outputs(found, expected)
     assert folder_info(tmp_path / "out").tables[0].name == "embedding"
 
 
@@ -185,7 +192,7 @@ def test_trainer_trains_the_factors(tmp_path: Path) -> None:
     Trainer(model, settings, train_dataset=data, loss=CosineSimilarityLoss(model)).train()
     assert not any(torch.equal(each, before[key]) for key, each in bag_of(model).named_parameters())
     loaded = SentenceTransformer(str(tmp_path / "run" / "checkpoint-2"), device="cpu")
-    assert torch.equal(encode(loaded), encode(model.eval()))
+    assert_same_model(loaded, model.eval(), encode)
 
 
 def test_model2vec_folder_opens_without_model2vec(tmp_path: Path) -> None:
@@ -214,7 +221,7 @@ def test_model2vec_function_gives_a_table_to_compress(
     model = SentenceTransformer(modules=[static], device="cpu")
     kflats.compress_(model, CompressionConfig(**METHODS["codes"]))
     model.save_pretrained(str(tmp_path / "out"))
-    assert torch.equal(encode(SentenceTransformer(str(tmp_path / "out"))), encode(model))
+    assert_same_model(SentenceTransformer(str(tmp_path / "out")), model, encode)
 
 
 def test_tokenizer_counts_as_those_of_transformers_do() -> None:

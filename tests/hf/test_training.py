@@ -11,6 +11,7 @@ from torch import Tensor
 
 import kflats
 from tests.hf.models import IDS, compressed_bert, compressed_gpt2, logits
+from tests.promises import assert_same_model
 
 pytest.importorskip("accelerate")
 
@@ -68,7 +69,7 @@ def test_resumed_training_ends_with_equal_weights(make: Any, tmp_path: Path) -> 
     factors = {"coefficients", "bases"}
     assert {key.rpartition(".")[2] for key in changed(model, before)} >= factors
     last = type(model).from_pretrained(tmp_path / "whole" / "checkpoint-50")
-    assert torch.equal(logits(last), logits(model.eval()))
+    assert_same_model(last, model.eval(), logits)
 
 
 def test_best_checkpoint_is_loaded_at_the_end(tmp_path: Path) -> None:
@@ -82,7 +83,7 @@ def test_best_checkpoint_is_loaded_at_the_end(tmp_path: Path) -> None:
     assert best is not None
     assert not best.endswith("checkpoint-6")  # such a rate makes the model worse and worse
     expected = type(model).from_pretrained(best)
-    assert torch.equal(logits(model.eval()), logits(expected))
+    assert_same_model(model.eval(), expected, logits)
 
 
 @kinds

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from tests.hf.architectures import ARCHITECTURES, answers, readers_of
+from tests.promises import fingerprints
 
 Results = dict[str, tuple[dict[str, Any], dict[str, Tensor]]]
 
@@ -73,6 +74,7 @@ def _load(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     facts = {
         "class": type(model).__name__,
         "unlike the file": {key: sorted(map(str, value)) for key, value in info.items() if value},
+        "tensors": fingerprints(model),
         "readers": readers_of(model) if "kflats" in sys.modules else [],
     }
     return facts, answers(model)

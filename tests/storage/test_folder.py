@@ -22,6 +22,7 @@ from kflats.layers import replace_module
 from kflats.storage.info import folder_info
 from tests.conftest import spectral_table, tiny_bert
 from tests.layers.dense import filled
+from tests.promises import assert_same_model, assert_same_tensors
 
 ECHELON = FactorShape(
     num_embeddings=200,
@@ -51,11 +52,11 @@ def saved_bert(folder: Path) -> tuple[Any, kflats.CompressionReport]:
     return model, report
 
 
-def test_transformers_round_trip_is_identical(tmp_path: Path) -> None:
+def test_transformers_round_trip_is_the_same_model(tmp_path: Path) -> None:
     model, _ = saved_bert(tmp_path / "out")
     loaded = kflats.load(tmp_path / "out")
     ids = torch.randint(0, 200, (2, 9))
-    assert torch.equal(loaded(ids).last_hidden_state, model(ids).last_hidden_state)
+    assert_same_model(loaded, model, lambda each: each(ids).last_hidden_state)
     assert type(loaded.get_input_embeddings()) is FactorizedEmbedding
     assert not loaded.training
 
@@ -77,8 +78,7 @@ def test_second_save_writes_the_same_tensors(tmp_path: Path) -> None:
     saved_bert(tmp_path / "one")
     kflats.save(kflats.load(tmp_path / "one"), tmp_path / "two")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert_same_tensors(two, one)
 
 
 def test_checkpoint_of_the_base_loads_into_a_task_model_and_back(tmp_path: Path) -> None:
@@ -89,8 +89,8 @@ def test_checkpoint_of_the_base_loads_into_a_task_model_and_back(tmp_path: Path)
     task.save_pretrained(tmp_path / "task")
     base = transformers.BertModel.from_pretrained(tmp_path / "task", add_pooling_layer=True)
     ids = torch.randint(0, 200, (2, 9))
-    first = kflats.load(tmp_path / "base")(ids).last_hidden_state
-    assert torch.equal(base.eval()(ids).last_hidden_state, first)
+    first = kflats.load(tmp_path / "base")
+    assert_same_model(base.eval(), first, lambda each: each(ids).last_hidden_state)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_shared_and_scaled_tables_round_trip(
     report = kflats.compress_(model, CONFIG)
     kflats.save(model, tmp_path / "out")
     loaded = kflats.load(tmp_path / "out")
-    assert torch.equal(loaded(ids, **inputs)[0], model(ids, **inputs)[0])
+    assert_same_model(loaded, model, lambda each: each(ids, **inputs)[0])
     assert tensor_bytes(tmp_path / "out" / "model.safetensors") == report.model_bytes_after
     assert loaded.get_input_embeddings().scale == model.get_input_embeddings().scale
 
@@ -149,7 +149,7 @@ def test_every_form_of_a_tied_table_round_trips(tmp_path: Path, shape: FactorSha
     kflats.save(model, tmp_path / "out")
     loaded = kflats.load(tmp_path / "out")
     ids = torch.randint(0, 200, (2, 9))
-    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert_same_model(loaded, model, lambda each: each(ids).logits)
     words = loaded.get_input_embeddings()
     assert words.shape == shape
     assert loaded.get_output_embeddings().columns is words.columns
@@ -165,7 +165,7 @@ def test_resized_table_in_echelon_form_round_trips(tmp_path: Path) -> None:
     kflats.save(model, tmp_path / "out")
     loaded = kflats.load(tmp_path / "out")
     ids = torch.randint(0, 210, (2, 9))
-    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert_same_model(loaded, model, lambda each: each(ids).logits)
 
 
 def test_files_that_trainer_resumes_from_are_let_be(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_sentence_transformer_round_trip(tmp_path: Path, minilm_path: str) -> No
     kflats.save(encoder, tmp_path / "out", report=report)
     texts = ["The ferry leaves at seven.", "A boat departs early."]
     loaded = kflats.load(tmp_path / "out", device="cpu")
-    assert (loaded.encode(texts) == encoder.encode(texts)).all()
+    assert_same_model(loaded, encoder, lambda each: each.encode(texts, convert_to_tensor=True))
     dense = tensor_bytes(Path(minilm_path) / "model.safetensors")
     saved = tensor_bytes(tmp_path / "out" / "model.safetensors")
     assert saved == report.model_bytes_after
