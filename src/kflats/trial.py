@@ -49,11 +49,16 @@ def check_trial(model: nn.Module, tables: list[Table]) -> None:
             if any(id(each) in names for each in table.modules)
             and not any(isinstance(each, nn.EmbeddingBag) for each in table.modules)
         ]
-        if not own or any(each.is_meta for each in root.parameters()):
+        if not own or any(_is_elsewhere(each) for each in root.parameters()):
             continue
         dense = _copy(root)
         for table in own if dense is not None else ():
             _check(dense, table, names)
+
+
+def _is_elsewhere(parameter: Tensor) -> bool:
+    """Return whether a parameter has no storage here, or is spread over devices."""
+    return parameter.is_meta or hasattr(parameter, "device_mesh")
 
 
 def _check(dense: Any, table: Table, names: dict[int, str]) -> None:
