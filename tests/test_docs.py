@@ -153,10 +153,10 @@ def test_the_leads_over_svd_in_the_readme_are_those_of_the_report() -> None:
 
 def test_make_targets_of_the_documents_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
     for name in ("README.md", "CONTRIBUTING.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
-        used = set(re.findall(r"(?:^    |`)make ([a-z]+)", text, flags=re.MULTILINE))
+        used = set(re.findall(r"(?:^    |`)make ([a-z-]+)", text, flags=re.MULTILINE))
         assert used
         assert used <= targets
 
