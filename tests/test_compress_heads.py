@@ -48,7 +48,7 @@ def test_tied_model_computes_with_the_reconstructed_table() -> None:
 
 
 def test_both_readers_of_a_tied_table_train_it() -> None:
-    model = tiny_bert("BertForMaskedLM")
+    model = tiny_bert("BertForMaskedLM", pad_token_id=None)
     compress_(model, HALF)
     model(IDS, labels=IDS).loss.backward()
     words, head = model.get_input_embeddings(), model.get_output_embeddings()
