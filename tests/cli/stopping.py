@@ -9,7 +9,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-_PROGRAM = """
+# The tests may run where signals are ignored, as in the background of a shell.
+_USUAL = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
+"""
+_PROGRAM = f"""{_USUAL}
 import os, signal, sys
 from kflats_command import run
 
@@ -60,7 +67,7 @@ def run_until(
 
 def run_for(seconds: float, number: signal.Signals, *words: object, usual: Path) -> Stopped:
     """Run ``kflats`` and send it a signal after a while, wherever it is then."""
-    command = [sys.executable, "-c", "from kflats_command import run; run()"]
+    command = [sys.executable, "-c", f"{_USUAL}from kflats_command import run\nrun()"]
     with subprocess.Popen(
         [*command, *map(str, words)],
         env=_environment(usual),

@@ -246,7 +246,7 @@ def test_bag_does_not_load_where_an_embedding_stands(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"mode": "median"}, "mode='median' and"),
-        ({"mode": None}, "mode=None and"),
+        ({"mode": None}, "mode=None must be texts"),
         ({"include_last_offset": 1}, "include_last_offset=1 of a bag"),
         ({"colour": 1}, "has the fields .*mode.*colour"),
         ({"kind": "embedding"}, "has the fields"),

@@ -89,7 +89,7 @@ def test_card_of_factors_says_that_they_train(tmp_path: Path) -> None:
 
 
 def test_card_of_packed_codes_claims_nothing_that_they_cannot(tmp_path: Path) -> None:
-    text = _text(tmp_path / "small", tiny_bert(), PACKED)
+    text = _text(tmp_path / "small", tiny_bert(pad_token_id=None), PACKED)
     assert "is stored as packed codes of few bits. Compressing" in text
     assert "a packed table is not trained, gets no new rows and has no ONNX form" in text
     assert "| packed codes (kflats) | none | none |" in text
