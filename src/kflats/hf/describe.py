@@ -117,9 +117,11 @@ def _ties(layers: dict[str, StoredTable]) -> dict[str, str]:
 
 
 def _living(part: nn.Module, ties: dict[str, str]) -> dict[str, str]:
-    """Return the ties whose ends are parameters still; patterns are kept as they are."""
+    """Return the ties whose ends are parameters or modules still; patterns are kept as they are."""
     known = {name for name, _ in part.named_parameters(remove_duplicate=False)}
-    own = {f"{name}.{key}" for name in factor_layers(part) for key in FILE_NAMES}
+    known |= {name for name, _ in part.named_modules(remove_duplicate=False)}
+    layers = factor_layers(part)
+    own = layers.keys() | {f"{name}.{key}" for name in layers for key in FILE_NAMES}
 
     def lives(name: str) -> bool:
         plain = name.replace(".", "").replace("_", "").isalnum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -11,7 +11,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, app
 
 from kflats.hf.unpack import Unpack
 from kflats.layers.stored import FILE_NAMES
-from kflats.storage.locate import locate_tables
+from kflats.storage.locate import Sized, locate_tensors
 from kflats.storage.manifest import Manifest
 
 Conversion: TypeAlias = WeightRenaming | WeightConverter
@@ -24,12 +24,12 @@ class FileNames:
     ----------
     model : PreTrainedModel
         A skeleton.
-    keys : collection of str
-        Names of the tensors in the files.
+    found : mapping
+        The tensors in the files by name.
     """
 
-    def __init__(self, model: Any, keys: Collection[str]) -> None:
-        self.keys = set(keys)
+    def __init__(self, model: Any, found: Mapping[str, Sized]) -> None:
+        self.found = found
         self._prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
         found = get_model_conversion_mapping(model)
         self._renamings = [each for each in found if isinstance(each, WeightRenaming)]
@@ -41,7 +41,7 @@ class FileNames:
 
     def loaded(self) -> set[str]:
         """Return the names in memory, with the prefix of the base model and without it."""
-        names = {self.rename(key) for key in self.keys}
+        names = {self.rename(key) for key in self.found}
         bare = {name.removeprefix(self._prefix) for name in names}
         return names | bare | {self._prefix + name for name in bare}
 
@@ -51,15 +51,11 @@ class FileNames:
         return list(dict.fromkeys([name, self._prefix + name, bare]))
 
     def locate(self, manifest: Manifest) -> dict[str, str]:
-        """Return the name in the files of every table that is there."""
-        return locate_tables(manifest, self.keys, self.rename)
-
-    def module(self, group: str) -> str:
-        """Return the name in memory of a module in the files."""
-        return self.rename(f"{group}.weight").removesuffix(".weight")
+        """Return the names in the files of the tensors of tables."""
+        return locate_tensors(manifest, self.found, self.rename)
 
     def conversions(
-        self, manifest: Manifest, groups: dict[str, str], owners: dict[str, str]
+        self, manifest: Manifest, located: dict[str, str], owners: dict[str, str]
     ) -> list[Conversion]:
         """Return what leads from the names in the files to those of the layers.
 
@@ -67,8 +63,8 @@ class FileNames:
         ----------
         manifest : Manifest
             What the files hold.
-        groups : dict
-            For every table the name of its module in the files.
+        located : dict
+            What :meth:`locate` returns.
         owners : dict
             For every table that this model has, the module that owns it.
         """
@@ -76,8 +72,8 @@ class FileNames:
         for table, owner in owners.items():
             spec = manifest.tables[table]
             for key, leaf in FILE_NAMES.items():
-                stored = f"{groups.get(table, table)}.{leaf}"
-                if stored not in self.keys:
+                stored = located.get(f"{table}.{leaf}")
+                if stored is None:
                     continue
                 ends = f"^{re.escape(self.rename(stored))}$", f"{owner}.{key}"
                 unpacked = key == "coefficients" and spec.is_entropy_coded

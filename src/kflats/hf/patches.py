@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from kflats.errors import UnsupportedModelError
 from kflats.hf.config import METHOD
 from kflats.hf.describe import describe_, is_described
+from kflats.hf.names import FileNames
 from kflats.layers import FactorTable, StoredTable
 from kflats.layers.resize import new_rows, resize_
 from kflats.storage.manifest import factor_layers, owner_names
@@ -66,7 +67,8 @@ def _save_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
             describe_(self)
         result = original(self, *args, **kwargs)
         if is_described(self) and kwargs.get("is_main_process", True):
-            seal(Path(args[0] if args else kwargs["save_directory"]))
+            folder = Path(args[0] if args else kwargs["save_directory"])
+            seal(folder, lambda manifest, found: FileNames(self, found).locate(manifest))
         return result
 
     return save_pretrained

@@ -47,11 +47,11 @@ class KFlatsQuantizer(HfQuantizer):
         found = {}
         if files:
             found = check_files(config.manifest, files, files[0].parent, "config.json")
-        names = FileNames(model, {header.name for header in found.values()})
-        groups = names.locate(config.manifest)
+        names = FileNames(model, {header.name: header for header in found.values()})
         owners = insert_layers(model, config.manifest, names)
         if files:
-            self.conversions = names.conversions(config.manifest, groups, owners)
+            located = names.locate(config.manifest)
+            self.conversions = names.conversions(config.manifest, located, owners)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         settings = self.quantization_config.settings

@@ -12,6 +12,7 @@ from kflats.errors import CheckpointError
 from kflats.hf.describe import declare_ties
 from kflats.hf.names import FileNames
 from kflats.layers import StoredTable, TableBag, TableEmbedding, replace_module
+from kflats.layers.stored import FILE_NAMES
 from kflats.storage.fits import check_module
 from kflats.storage.manifest import Manifest, ModuleSpec, TableSpec
 
@@ -69,15 +70,17 @@ def _translated(
     model: Any, manifest: Manifest, names: FileNames
 ) -> tuple[Manifest, dict[str, str]]:
     """Return the manifest in the module names of this model, and the owner of every table."""
-    groups = names.locate(manifest)
+    located = names.locate(manifest)
     owners: dict[str, str] = {}
     tables: dict[str, TableSpec] = {}
     modules: dict[str, ModuleSpec] = {}
     for table, spec in manifest.tables.items():
         readers = {n: each for n, each in manifest.modules.items() if each.table == table}
         where = {name: names.candidates(name) for name in readers}
-        if table in groups:  # what transformers makes of its name in the file comes first
-            where[table] = [*names.candidates(names.module(groups[table])), *where[table]]
+        stored = located.get(f"{table}.{FILE_NAMES['coefficients']}")
+        if stored is not None:  # what transformers makes of its name in the file comes first
+            first = names.candidates(names.rename(stored).rpartition(".")[0])
+            where[table] = [*first, *where[table]]
         found = {name: _resolve(model, where[name], each.kind) for name, each in readers.items()}
         present = {new: readers[name] for name, new in found.items() if new is not None}
         owner = found[table] or min(present, key=lambda new: present[new].kind, default=None)
@@ -127,7 +130,9 @@ def _with_class_ties(model: Any, manifest: Manifest, names: FileNames) -> Manife
     """Add the modules that the class ties to a factorised table and the file does not hold."""
     modules = dict(manifest.modules)
     loaded = names.loaded()
-    for target, source in model.get_expanded_tied_weights_keys(all_submodels=True).items():
+    ties = model.get_expanded_tied_weights_keys(all_submodels=True)
+    # Twice, since a module may be tied to one that is only tied itself.
+    for target, source in [*ties.items(), *ties.items()]:
         one, other = target.removesuffix(".weight"), source.removesuffix(".weight")
         for name, known in ((one, other), (other, one)):
             if known not in modules or name in modules or not target.endswith(".weight"):

@@ -32,6 +32,7 @@ from kflats.storage.json_files import check_depth
 
 MANIFEST = "kflats.json"
 FORMAT_VERSION = 4
+NAMES = "names"
 CODES, ENTROPY = "codes", "entropy"
 _CLASSES: dict[str, tuple[type[StoredTable], type[StoredTable]]] = {
     "embedding": (FactorizedEmbedding, QuantizedEmbedding),
@@ -189,13 +190,15 @@ class ModuleSpec:
 class Manifest:
     """All factorised tables of a model by name, and the modules that read them.
 
-    ``checksums`` are those of the files that it was read from, if they say; a manifest that is
-    written has none, see :func:`kflats.storage.seal.seal`.
+    ``checksums`` are those of the files that it was read from, if they say, and ``names`` the names
+    in the files of tensors that could not be found otherwise; a manifest that is written has none,
+    see :func:`kflats.storage.seal.seal`.
     """
 
     tables: dict[str, TableSpec] = field(default_factory=dict)
     modules: dict[str, ModuleSpec] = field(default_factory=dict)
     checksums: Checksums | None = field(default=None, compare=False)
+    names: dict[str, str] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:
@@ -352,6 +355,18 @@ def _seniority(layer: StoredTable) -> tuple[bool, bool]:
     return layer.is_shared, isinstance(layer, TableLinear)
 
 
+def _names(data: Any, manifest: Manifest) -> dict[str, str]:
+    """Return the names in files of some tensors of the tables, each a text and used once."""
+    known = manifest.tensors()
+    texts = isinstance(data, dict) and all(isinstance(key, str) for key in data.values())
+    if not texts or not data.keys() <= known.keys() or len(set(data.values())) < len(data):
+        raise InputError(
+            f"{NAMES} must give one name in the files for some of {sorted(known)}, got "
+            f"{str(data)[:80]}."
+        )
+    return dict(data)
+
+
 def manifest_of_block(block: dict[str, Any], where: str) -> Manifest:
     """Return the manifest in a ``quantization_config`` or ``kflats.json``.
 
@@ -370,8 +385,11 @@ def manifest_of_block(block: dict[str, Any], where: str) -> Manifest:
     check_depth(block, where)
     known = ["quant_method", "format_version", "layers"]
     try:
-        check_fields(block, known + [FIELD] * (FIELD in block), "the description")
+        optional = [name for name in (FIELD, NAMES) if name in block]
+        check_fields(block, known + optional, "the description")
         manifest = Manifest.from_dict(block["layers"])
+        if NAMES in block:
+            manifest = replace(manifest, names=_names(block[NAMES], manifest))
         if FIELD in block:
             checksums = Checksums.from_dict(block[FIELD], list(manifest.tables))
             manifest = replace(manifest, checksums=checksums)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,21 @@ from kflats.layers.stored import FILE_NAMES
 from kflats.storage.checksums import FIELD, Checksums
 from kflats.storage.files import TensorHeader, find_name, read_headers, weight_files
 from kflats.storage.json_files import read_json
-from kflats.storage.locate import as_described
-from kflats.storage.manifest import MANIFEST, Manifest, manifest_of_block
+from kflats.storage.locate import as_described, locate_tensors
+from kflats.storage.manifest import MANIFEST, NAMES, Manifest, manifest_of_block
 
 _ENDS = 1024
 
 
-def seal(folder: Path) -> None:
+def seal(
+    folder: Path,
+    locate: Callable[[Manifest, dict[str, TensorHeader]], dict[str, str]] | None = None,
+) -> None:
     """Write the checksums of a folder into its description, if it has factorised tables.
 
     A folder with the weights in more than one form (``variant``) has one description for all of
-    them, and stays without.
+    them, and stays without. ``locate`` knows the names of tensors in the files; those that could
+    not be found without it are written too.
     """
     places = [path for name in (MANIFEST, "config.json") if (path := folder / name).exists()]
     if not places:
@@ -41,7 +46,14 @@ def seal(folder: Path) -> None:
     files = weight_files(folder)
     if "layers" in block and set(files) == set(folder.glob("model*.safetensors")):
         manifest = manifest_of_block({"quant_method": "kflats", **_without(block)}, str(where))
-        sums = _sums(manifest, as_described(manifest, read_headers(files)), data)
+        found = read_headers(files)
+        if locate is not None:
+            guessed = locate_tensors(manifest, found)
+            names = locate(manifest, found)
+            names = {name: key for name, key in names.items() if guessed.get(name) != key}
+            manifest = replace(manifest, names=names)
+            block |= {NAMES: names} if names else {}
+        sums = _sums(manifest, as_described(manifest, found), data)
         block[FIELD] = asdict(sums)
     text = json.dumps(data, indent=2) + "\n"
     with whole_file(where) as partial:
