@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import kflats
 from kflats import CheckpointError, CompressionConfig
 from kflats.layers import StoredTable
 from kflats.storage.info import folder_info
+from kflats.storage.manifest import Manifest
 from tests.hf.models import edit_config
+from tests.sweep.dense import build
 
 FORMS: dict[str, dict[str, Any]] = {
     "flats": {"compression": 0.4, "n_clusters": 2},
@@ -132,3 +136,49 @@ def test_table_described_by_the_name_of_no_module_is_refused(tmp_path: Path) -> 
     edit_config(tmp_path, lambda block: block.pop("checksums"))
     with pytest.raises(CheckpointError, match="has no tensor"):
         transformers.GPTNeoXForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_names_that_cannot_be_found_otherwise_are_written(form: str, tmp_path: Path) -> None:
+    """Table and head of Cohere ASR have one shape, and other names in the file both."""
+    model = saved(build(transformers.CohereAsrForConditionalGeneration), form, tmp_path / "out")
+    block = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert block["names"].keys() <= block_tensors(block)
+    for load in (kflats.load, transformers.CohereAsrForConditionalGeneration.from_pretrained):
+        again = load(tmp_path / "out")
+        assert torch.equal(rows(again), rows(model))
+        hidden = torch.randn(2, model.get_output_embeddings().in_features)
+        head, own = again.get_output_embeddings(), model.get_output_embeddings()
+        torch.testing.assert_close(head(hidden), own(hidden))
+    assert "names" not in json.loads(json.dumps(model.config.to_dict()["quantization_config"]))
+    for wrong in ({"nowhere.weight": "a"}, ["weight"], {**block["names"], **twice(block)}):
+        edit_config(tmp_path / "out", partial(dict.update, names=wrong))
+        with pytest.raises(CheckpointError, match="names must give one name"):
+            kflats.load(tmp_path / "out")
+
+
+def block_tensors(block: dict[str, Any]) -> set[str]:
+    return set(Manifest.from_dict(block["layers"]).tensors())
+
+
+def twice(block: dict[str, Any]) -> dict[str, str]:
+    """Return another tensor with a name that is used already."""
+    free = sorted(block_tensors(block) - block["names"].keys())
+    return {free[0] if free else "": next(iter(block["names"].values()))}
+
+
+def test_ties_of_modules_without_a_table_are_kept(tmp_path: Path) -> None:
+    """Grounding DINO ties heads of its decoder, by the names of modules."""
+    model = saved(build(transformers.GroundingDinoForObjectDetection), "codes", tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert again.bbox_embed[1].layers[0].weight is again.bbox_embed[0].layers[0].weight
+
+
+def test_module_that_is_tied_to_one_that_is_only_tied_itself(tmp_path: Path) -> None:
+    """The encoder of BigBird-Pegasus is tied to the shared table, and that to the decoder."""
+    model = saved(build(transformers.BigBirdPegasusForCausalLM), "flats", tmp_path)
+    base = transformers.AutoModel.from_pretrained(tmp_path)
+    ids = torch.arange(5, 9)[None]
+    expected = model.get_input_embeddings()(ids)
+    assert torch.equal(base.encoder.embed_tokens(ids), expected)
+    assert torch.equal(base.decoder.embed_tokens(ids), expected)
