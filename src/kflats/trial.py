@@ -42,18 +42,22 @@ def check_trial(model: nn.Module, tables: list[Table]) -> None:
         Naming the table, if the output differs or the model fails.
     """
     for root in transformers_roots(model):
-        names = {id(module): name for name, module in root.named_modules()}
-        own = [
-            table
-            for table in tables
-            if any(id(each) in names for each in table.modules)
-            and not any(isinstance(each, nn.EmbeddingBag) for each in table.modules)
-        ]
+        read = {id(each): _names(root, each) for each in tables}
+        own = [each for each in tables if read[id(each)]]
         if not own or any(_is_elsewhere(each) for each in root.parameters()):
             continue
         dense = _copy(root)
         for table in own if dense is not None else ():
-            _check(dense, table, names)
+            _check(dense, table, read[id(table)])
+
+
+def _names(root: nn.Module, table: Table) -> list[str]:
+    """Return the names of what reads a table; none if a bag does: those are not tried."""
+    modules = {id(each) for each in table.modules}
+    if any(isinstance(each, nn.EmbeddingBag) for each in table.modules):
+        return []
+    found = root.named_modules(remove_duplicate=False)
+    return [name for name, module in found if id(module) in modules]
 
 
 def _is_elsewhere(parameter: Tensor) -> bool:
@@ -61,8 +65,7 @@ def _is_elsewhere(parameter: Tensor) -> bool:
     return parameter.is_meta or hasattr(parameter, "device_mesh")
 
 
-def _check(dense: Any, table: Table, names: dict[int, str]) -> None:
-    where = [names[id(each)] for each in table.modules if id(each) in names]
+def _check(dense: Any, table: Table, where: list[str]) -> None:
     stand_in = copy.deepcopy(dense, _shared(dense))
     for name in where:
         replace_module(stand_in, name, _as_is(dense.get_submodule(name)))
