@@ -118,3 +118,12 @@ def test_damaged_folders_are_refused(
     damage(folder)
     with pytest.raises(CheckpointError, match=message):
         load(str(folder))
+
+
+def test_folder_that_is_named_and_missing_is_told(folder: Path) -> None:
+    path = folder / "modules.json"
+    modules = json.loads(path.read_text())
+    modules[0]["path"] = "nowhere"
+    path.write_text(json.dumps(modules))
+    with pytest.raises(CheckpointError, match=r"nowhere has no tokenizer\.json"):
+        SentenceTransformer(str(folder))

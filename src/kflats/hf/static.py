@@ -67,10 +67,13 @@ def _load(original: Callable[..., Any]) -> Callable[..., Any]:
             return None if path is None else Path(path)
 
         weights, described = find(WEIGHTS), find(MANIFEST)
+        tokenizer = find("tokenizer.json")
         if described is None:
             _refuse_factors(weights)
+            if tokenizer is None:
+                place = "/".join(filter(None, (str(model_name_or_path), subfolder)))
+                raise CheckpointError(f"{place} has no tokenizer.json: no static embedding model.")
             return original(cls, model_name_or_path, **options)
-        tokenizer = find("tokenizer.json")
         for name, path in ((WEIGHTS, weights), ("tokenizer.json", tokenizer)):
             if path is None:
                 raise CheckpointError(f"{described.parent} has no {name} beside {MANIFEST}.")
