@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,6 +30,17 @@ JOBS: dict[str, tuple[object, ...]] = {
     "export": ("export", "SMALL", "-o", "OUT"),
     "glue": ("glue", "run", "CONFIG", "-o", "OUT", "--task", "rte"),
 }
+
+
+@pytest.fixture(autouse=True)
+def _usual_signals() -> Iterator[None]:
+    """The tests may run where signals are ignored, as in the background of a shell."""
+    usual = {signal.SIGINT: signal.default_int_handler}
+    usual |= dict.fromkeys((signal.SIGTERM, signal.SIGHUP), signal.SIG_DFL)  # type: ignore[arg-type]
+    kept = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

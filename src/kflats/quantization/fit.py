@@ -61,6 +61,7 @@ def code_table(
     >>> codes.num_bytes <= 16_000, codes.table().shape
     (True, torch.Size([1000, 64]))
     """
+    table = table.detach()
     codes = unchecked_codes(table, target_bytes, sample_weight, exact_ids, settings)
     check_error(weighted_error(table, codes, sample_weight), table)
     return codes
