@@ -12,7 +12,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, app
 from kflats.hf.unpack import Unpack
 from kflats.layers.stored import FILE_NAMES
 from kflats.storage.locate import Sized, locate_tensors
-from kflats.storage.manifest import Manifest
+from kflats.storage.manifest import Manifest, TableSpec
 
 Conversion: TypeAlias = WeightRenaming | WeightConverter
 
@@ -75,11 +75,8 @@ class FileNames:
                 stored = located.get(f"{table}.{leaf}")
                 if stored is None:
                     continue
-                ends = f"^{re.escape(self.rename(stored))}$", f"{owner}.{key}"
-                unpacked = key == "coefficients" and spec.is_entropy_coded
-                found.append(
-                    WeightConverter(*ends, [Unpack(spec)]) if unpacked else WeightRenaming(*ends)
-                )
+                source = f"^{re.escape(self.rename(stored))}$"
+                found.append(_conversion(source, owner, key, spec))
         return found
 
 
@@ -92,9 +89,13 @@ def renamings(manifest: Manifest) -> list[Conversion]:
     found: list[Conversion] = []
     for name, spec in manifest.tables.items():
         for key, leaf in FILE_NAMES.items():
-            ends = f"{name}.{leaf}", f"{name}.{key}"
-            unpacked = key == "coefficients" and spec.is_entropy_coded
-            found.append(
-                WeightConverter(*ends, [Unpack(spec)]) if unpacked else WeightRenaming(*ends)
-            )
+            found.append(_conversion(f"{name}.{leaf}", name, key, spec))
     return found
+
+
+def _conversion(source: str, module: str, key: str, spec: TableSpec) -> Conversion:
+    """Return what leads from a name in the files to a tensor of a layer."""
+    target = f"{module}.{key}"
+    if key == "coefficients" and spec.is_entropy_coded:
+        return WeightConverter(source, target, [Unpack(spec)])
+    return WeightRenaming(source, target)
